@@ -1,0 +1,1 @@
+HELPERS = ("engine", "rules")  # files of this package that are parts, not samplers

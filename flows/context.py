@@ -1,0 +1,81 @@
+"""What a stage body receives: its resolved recipe sections, its inputs, and where results and reports go.
+
+A body is `body(ctx: StageContext) -> dict[str, float]`; it writes files under `ctx.output` and returns plain metrics.
+It never touches Prefect or MLflow. Everything it reports goes through files of the attempt folder `ctx.work`, so that
+whoever follows the work (this process, another one, one started later) reads the same:
+
+    work/<stage>/progress.json      the latest progress, replaced atomically
+    work/<stage>/metrics.jsonl      step metrics, one JSON object a line
+    work/<stage>/checkpoints/       of the trainer
+    work/<stage>/figures/           pictures for the report, copied into the output
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class StageFailed(Exception):
+    """A stage cannot go on for a reason the user must mend; shown as a message, never as a traceback."""
+
+
+@dataclass
+class StageContext:
+    """Satisfies `components.interfaces.Monitor`."""
+
+    run: Path  # runs/<run>
+    stage: str
+    recipe: dict[str, Any]  # the resolved recipe
+    output: Path  # fresh folder; it becomes runs/<run>/outputs/<stage> when the body has ended
+    work: Path  # survives interruptions; checkpoints live here
+    _started: float = field(default_factory=time.monotonic)
+
+    def section(self, name: str) -> Any:
+        return self.recipe[name]
+
+    @property
+    def seed(self) -> int:
+        return int(self.recipe["seed"])
+
+    def input(self, stage: str) -> Path:
+        """The committed output folder of an earlier stage."""
+        return self.run / "outputs" / stage
+
+    def has(self, stage: str) -> bool:
+        """Whether this run has that stage (a null section has none)."""
+        return self.recipe.get(stage) is not None
+
+    @property
+    def checkpoints(self) -> Path:
+        folder = self.work / "checkpoints"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        state = {"stage": self.stage, "done": done, "total": total, "note": note, "time": time.time()}
+        temporary = self.work / f".progress.{os.getpid()}"
+        temporary.write_text(json.dumps(state))
+        os.replace(temporary, self.work / "progress.json")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        row = {"step": step, "time": time.time(), **{k: float(v) for k, v in metrics.items()}}
+        with open(self.work / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def figure(self, name: str, png: bytes) -> None:
+        """A picture for the report and for the artifacts in the UI: `figures/<name>.png` of the output."""
+        folder = self.output / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.png").write_bytes(png)
+
+    def table(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """A table for the report and for the artifacts in the UI: `tables/<name>.json` of the output."""
+        folder = self.output / "tables"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")

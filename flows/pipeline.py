@@ -1,0 +1,134 @@
+"""The pipeline as a person sees it in Prefect: one flow run a run, one task a stage, results as artifacts.
+
+Whether a stage has to run is not Prefect's decision but the run's (`flows.walk`); a stage that is up to date ends in the
+state *Cached*. A retry walks again and therefore repeats nothing that was committed.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from contextlib import ExitStack
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.context import get_run_context
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from prefect.states import Completed, State
+
+from flows import plan, promotion
+from flows.request import Request
+from flows.walk import Outcome, Walk, Watch, ignore, opened
+from infra import compute, services
+from infra.settings import Settings
+
+#: Who else wants to know what happens while the flow runs (the command line draws progress bars from it).
+watcher: ContextVar[Watch] = ContextVar("watcher", default=ignore)
+
+
+def label() -> str:
+    """Names a flow run by what it runs: `quickstart-tiny until evaluation`."""
+    request = Request.model_validate(flow_run.parameters["request"])
+    name = request.name or "-".join([request.recipe, request.scale, *request.overrides])
+    return name if request.until == "registration" else f"{name} until {request.until}"
+
+
+def worth_retrying(_task: Any, _run: Any, state: State) -> bool:
+    """A mistake in recipe or data stays one; anything else may have been the machine."""
+    error = state.result(raise_on_failure=False)
+    return not getattr(error, "user_error", False)
+
+
+@flow(name="pipeline", flow_run_name=label, persist_result=False)
+def pipeline(request: Request) -> dict[str, dict[str, float]]:
+    """Bring a run of a recipe up to date: data set, mixture, tokenizer, tokens, generator, post-training, evaluation,
+    registration, promotion. Stages that are up to date are skipped."""
+    return walk(request)
+
+
+def walk(request: Request, until: str | None = None) -> dict[str, dict[str, float]]:
+    """The body of `pipeline` and of every stage flow (those stop at their own stage)."""
+    settings = Settings()
+    run = plan.prepare(settings, request.recipe, request.scale, request.overrides, request.name)
+    how = compute.Compute(mode="train" if request.workers > 1 else "worker", workers=request.workers)
+    results: dict[str, dict[str, float]] = {}
+    last = until or request.until
+    with ExitStack() as stack:
+        stack.enter_context(services.lease(settings))
+        services.ensure(settings, {"ray"})
+        options = {"force": frozenset(request.force), "keep": frozenset(request.keep)}
+        context = opened(run, settings, how, **options, watch=_Artifacts(run).watch, flow_run=str(flow_run.id))
+        walker = stack.enter_context(context)
+        stack.callback(compute.release, run.name)
+        for node in walker.graph.stages:
+            state = stage.with_options(name=node.name, task_run_name=node.name)(walker, node.name, return_state=True)
+            results[node.name] = state.result().metrics
+            if node.name == last:
+                break
+        if "registration" in results:
+            verdict = promote.with_options(task_run_name="promotion")(settings, run)
+            results["promotion"] = {"promoted": float(verdict.promoted)}
+        walker.finish()
+    return results
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, retries=1, retry_delay_seconds=2, retry_condition_fn=worth_retrying)
+def stage(walker: Walk, name: str) -> State[Outcome]:
+    """One stage: cached, restored from another run, or run on Ray and committed."""
+    outcome = walker.step(name)
+    if outcome.metrics:
+        rows = [{"metric": metric, "value": value} for metric, value in outcome.metrics.items()]
+        create_table_artifact(rows, key=f"{name}-metrics", description=f"{name} of {walker.run.name}: {outcome.state}")
+    for figure in sorted((walker.run / "outputs" / name / "figures").glob("*.png")) if outcome.state != "cached" else []:
+        picture = base64.b64encode(figure.read_bytes()).decode()
+        markdown = f"## {name}: {figure.stem}\n\n![{figure.stem}](data:image/png;base64,{picture})\n"
+        key = f"{name}-{figure.stem}".replace("_", "-").lower()
+        create_markdown_artifact(markdown, key=key, description=f"{figure.stem} of {walker.run.name}")
+    if outcome.state == "ran":
+        return Completed(data=outcome, message=f"ran in {outcome.seconds:.1f} s")
+    source = f", made by run {outcome.made_by}" if outcome.made_by else ""
+    return Completed(name="Cached", data=outcome, message=f"{outcome.state}{source}")
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def promote(settings: Settings, run: Path) -> promotion.Decision:
+    """The gates, and the champion if they pass."""
+    decision = promotion.decide(settings, run, who=promotion.person(), why="pipeline")
+    if decision.verdicts:
+        rows = [verdict.row() for verdict in decision.verdicts]
+        create_table_artifact(rows, key="gates", description=decision.text)
+    get_run_logger().info(decision.text)
+    watcher.get()("promotion", {"state": "ran", "text": decision.text})
+    return decision
+
+
+class _Artifacts:
+    """Passes what happens on to the watcher of this process and, every few seconds, to a progress artifact."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.artifacts: dict[str, tuple[Any, float]] = {}
+
+    def watch(self, name: str, event: dict[str, Any]) -> None:
+        watcher.get()(name, event)
+        if not event.get("total") or get_run_context() is None:
+            return
+        percent = 100.0 * event["done"] / event["total"]
+        artifact, last = self.artifacts.get(name, (None, 0.0))
+        if artifact is None:
+            artifact = create_progress_artifact(percent, key=f"{name}-progress", description=f"{name} of {self.run.name}")
+        elif time.monotonic() - last < 2.0 and event["done"] < event["total"]:
+            return
+        else:
+            update_progress_artifact(artifact, percent, description=f"{name}: {event.get('note', '')}")
+        self.artifacts[name] = (artifact, time.monotonic())

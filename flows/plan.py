@@ -1,0 +1,73 @@
+"""Before anything starts: the run's folder as the recipe wants it, and what would happen to each stage and why.
+
+Imports neither torch nor Prefect nor Ray, so that a run with nothing to do answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flows import recipes, runs
+from infra import graph, records
+from infra.settings import Settings
+
+
+@dataclass(frozen=True)
+class Planned:
+    """`runs`: it will; `may run`: an earlier stage runs, and this one does too if that one's output changes; `cached`.
+
+    `cost` is the body's time when a stage of this system last ran, in seconds; None if it never did."""
+
+    stage: str
+    state: Literal["runs", "may run", "cached"]
+    why: dict[str, str]
+    cost: float | None
+
+
+def prepare(
+    settings: Settings, recipe: str, scale: str | None, overrides: list[str], name: str = "", data: str | None = None
+) -> Path:
+    """Resolves the recipe and writes `runs/<run>/` (recipe, graph, DVC project); an existing run is brought up to date.
+
+    `data` takes the place of the path of the recipe's source. Raises RecipeError for any mistake in recipe or name."""
+    resolved = recipes.resolve(settings.project, recipe, scale, overrides)
+    if data is not None:
+        resolved = with_data(resolved, data)
+    run_name = runs.run_name(recipe, scale, overrides, resolved["seed"], name or None)
+    folder = runs.write(settings.project, run_name, resolved)
+    graph.create(folder, settings)
+    return folder
+
+
+def with_data(recipe: dict[str, Any], data: str) -> dict[str, Any]:
+    """The recipe with its source reading `data`; refused for a source that reads no path."""
+    source = recipe["dataset"]["source"]
+    if "path" not in source:
+        raise recipes.RecipeError(
+            f"--data is for recipes whose source reads a folder; '{recipe['system']}' has the source '{source['type']}'"
+        )
+    return recipe | {"dataset": recipe["dataset"] | {"source": source | {"path": str(Path(data).resolve())}}}
+
+
+def plan(run: Path, settings: Settings, force: frozenset[str] = frozenset()) -> list[Planned]:
+    """What would happen to each stage of an existing run folder, in order."""
+    planned: list[Planned] = []
+    stale: set[str] = set()
+    with graph.open_graph(run) as opened:
+        for node in opened.stages:
+            why = {"forced": "asked for"} if node.name in force else node.why()
+            upstream = [name for name in node.upstream if name in stale]
+            state: Literal["runs", "may run", "cached"]
+            if why:
+                state = "runs"
+            elif upstream:
+                state, why = "may run", {name: "may change" for name in upstream}
+            else:
+                state = "cached"
+            if state != "cached":
+                stale.add(node.name)
+            cost = records.last_cost(settings, node.name, run.name)
+            planned.append(Planned(node.name, state, why, cost))
+    return planned

@@ -1,0 +1,76 @@
+"""From a registered version to a champion: gates, ledger record, alias.
+
+The evaluation of champion and candidate is compared only where both were measured on the same held-out data; a champion
+measured on other data is measured anew on the candidate's before it is compared.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from components import yamlio
+from flows import gates
+from infra import ledger, registry
+from infra.settings import Settings
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of a candidate. `version` is the model version, `champion` the version that holds the alias now."""
+
+    model: str
+    version: str
+    champion: str | None
+    promoted: bool
+    text: str
+    verdicts: list[gates.Verdict] = field(default_factory=list)
+
+
+class PromotionError(ValueError):
+    """A promotion that cannot be judged; the message says what is missing."""
+
+    user_error = True
+
+
+def person() -> str:
+    """Who is at the keyboard, as far as this machine knows."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+def decide(settings: Settings, run: Path, *, who: str, why: str) -> Decision:
+    """Judges the version that a run registered, and promotes it if every gate passes. Idempotent: the champion stays."""
+    recipe = yamlio.load(run / "recipe.yaml")
+    version = registry.version_of(settings, run)
+    if version is None:
+        raise PromotionError(f"run '{run.name}' has not registered a model version; finish it with `tessera run`")
+    model = recipe["system"]
+    current = ledger.champion(settings, model)
+    if current == version:
+        return Decision(model, version, current, False, f"{model} version {version} is the champion already")
+    metrics = json.loads((run / "metrics" / "evaluation.json").read_text())
+    against = registry.metrics(settings, model, current, data=registry.heldout_data(run)) if current else None
+    if current and against is None and any(gates.parse(gate).of_champion for gate in recipe["gates"]):
+        against = _measure_again(settings, model, current, run)
+    verdicts = gates.judge(recipe["gates"], metrics, against)
+    failed = [verdict.gate for verdict in verdicts if not verdict.passed]
+    if failed:
+        text = f"{model} version {version} stays a candidate: {', '.join(failed)} not met"
+        return Decision(model, version, current, False, text, verdicts)
+    report = [verdict.row() for verdict in verdicts]
+    ledger.promote(settings, model, version, who=who, why=why, gates=report, expected=current)
+    before = f", version {current} is now `previous`" if current else ""
+    return Decision(model, version, version, True, f"{model} version {version} is the champion{before}", verdicts)
+
+
+def _measure_again(settings: Settings, model: str, version: str, run: Path) -> dict[str, float]:
+    """The champion's metrics on the held-out data of `run`."""
+    from flows import evaluation
+
+    bundle = registry.download(f"models:/{model}/{version}", settings)
+    return evaluation.measure_bundle(bundle, run)

@@ -1,0 +1,81 @@
+"""Where a stage body runs: in this process, in a Ray worker, or as `tessera stage X` under `dvc repro`.
+
+The output appears at once or not at all: the body writes into a fresh folder beside its checkpoints, and only when it
+has ended does that folder take the place of `outputs/<stage>`. Metrics and plots are files of the same commit.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from components import yamlio
+from flows.context import StageContext
+from infra.storage import write_bytes_atomic, write_json_atomic
+
+#: step metrics that differ from one execution to the next; they are of no use in a versioned plot
+_CLOCK = ("time", "samples_per_second")
+
+
+def context(run: Path, stage: str) -> StageContext:
+    """The context of a stage of a run, with an empty output folder."""
+    work = run / "work" / stage
+    output = work / "output"
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    return StageContext(run=run, stage=stage, recipe=yamlio.load(run / "recipe.yaml"), output=output, work=work)
+
+
+def run_stage(run: str, stage: str) -> dict[str, float]:
+    """Runs one body and puts its outputs, metrics and plots in place; returns the metrics."""
+    folder = Path(run)
+    ctx = context(folder, stage)
+    body = importlib.import_module(f"flows.{stage}").body
+    metrics = {name: float(value) for name, value in sorted(body(ctx).items())}
+    place(ctx.output, folder / "outputs" / stage)
+    write_json_atomic(folder / "metrics" / f"{stage}.json", metrics)
+    rows = step_metrics(ctx.work)
+    if any("loss" in row for row in rows):
+        write_bytes_atomic(folder / "plots" / f"{stage}.csv", as_csv(rows))
+    return metrics
+
+
+def place(fresh: Path, target: Path) -> None:
+    """Puts a finished folder where an older one may be. A crash in between leaves no output, never a mixed one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(target, old)
+        os.replace(fresh, target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(fresh, target)
+
+
+def step_metrics(work: Path) -> list[dict[str, Any]]:
+    """The step metrics of a training, one row a step; where an interrupted step was done again, the later row holds."""
+    path = work / "metrics.jsonl"
+    rows: dict[int, dict[str, Any]] = {}
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # the last line of a killed worker
+            continue
+        rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows)]
+
+
+def as_csv(rows: list[dict[str, Any]]) -> bytes:
+    names = sorted({name for row in rows for name in row} - {"step", *_CLOCK})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["step", *names], extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
