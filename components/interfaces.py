@@ -183,6 +183,7 @@ class FeatureExtractor(Trainable):
     Trained in the run on batches {"images": [B, C, H, W], "labels": [B]}; frozen for everything that uses it."""
 
     family: ClassVar[str] = "components.networks"
+    transforms: Sequence[Transform] = ()  # changes of its training images, applied by whoever makes its batches
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:

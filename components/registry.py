@@ -23,8 +23,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
@@ -42,13 +41,19 @@ class ComponentError(ValueError):
         self.message, self.path = message, path
 
 
-@dataclass(frozen=True)
 class Spec(Generic[K]):
-    """A validated choice of component, not built yet: `type` and its full configuration (defaults filled in)."""
+    """A validated choice of component, not built yet: `type` and its full configuration (defaults filled in).
 
-    kind: type
-    type: str
-    config: dict[str, Any]
+    A plain class: of a generic dataclass pydantic takes the fields as schema and never asks for the one below."""
+
+    def __init__(self, kind: type[K], type: str, config: dict[str, Any]) -> None:
+        self.kind, self.type, self.config = kind, type, config
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Spec) and (self.kind, self.dump()) == (other.kind, other.dump())
+
+    def __repr__(self) -> str:
+        return f"Spec({self.kind.__name__}, {self.dump()!r})"
 
     def build(self, *wired: Any) -> K:
         cls = lookup(self.kind, self.type)
@@ -66,12 +71,14 @@ class Spec(Generic[K]):
             return value if isinstance(value, Spec) else resolve(kind, value)
 
         return core_schema.no_info_plain_validator_function(
-            parse, serialization=core_schema.plain_serializer_function_ser_schema(lambda spec: spec.dump())
+            parse,
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda spec: spec.dump()),
+            metadata={"kind": kind.__name__},
         )
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
-        return {"type": "object", "required": ["type"], "x-kind": "component"}
+        return {"type": "object", "required": ["type"], "x-kind": schema["metadata"]["kind"]}
 
 
 def nearest(name: str, choices: list[str]) -> str:
@@ -80,7 +87,7 @@ def nearest(name: str, choices: list[str]) -> str:
     return f", did you mean '{found[0]}'?" if found else ""
 
 
-@lru_cache(maxsize=None)
+@cache
 def names(kind: type) -> tuple[str, ...]:
     """The built-ins and installed entry points of a kind; imports none of them."""
     package = importlib.import_module(kind.family)  # type: ignore[attr-defined]
@@ -91,7 +98,7 @@ def names(kind: type) -> tuple[str, ...]:
     return tuple(sorted({*built_in, *installed}))
 
 
-@lru_cache(maxsize=None)
+@cache
 def lookup(kind: type[K], name: str) -> type[K]:
     """The class behind a name; raises ComponentError with the nearest valid name."""
     if ":" in name:
@@ -121,7 +128,7 @@ def lookup(kind: type[K], name: str) -> type[K]:
     return classes[0]
 
 
-@lru_cache(maxsize=None)
+@cache
 def config_model(cls: type) -> type[BaseModel]:
     """The pydantic model of a constructor's keyword-only arguments: unknown keys are refused."""
     hints = get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]

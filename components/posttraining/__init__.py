@@ -1,0 +1,1 @@
+HELPERS = ("losses",)  # files of this package that are parts, not methods

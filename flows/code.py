@@ -1,0 +1,171 @@
+"""The code that a stage's result depends on, as one hash a stage.
+
+Hashed are syntax trees, so that comments, docstrings and formatting change nothing: what `body` in `flows/<stage>.py`
+reaches in its own file, the files of the components that the stage's recipe sections name, and everything these import
+inside `components` and from the helper files in `flows`. Left out are the vocabulary (`interfaces`, `registry`), whose
+changes show in the files that use it, and everything that decides where and when but not what: `infra`, the Prefect flow
+below a body, and the plumbing of `flows`. Nothing is imported to find this out.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).resolve().parent.parent
+_VOCABULARY = {"components", "components.interfaces", "components.registry", "components.yamlio"}
+#: files of `flows` that a body's result depends on; the others only carry it
+_HELPERS = {"flows.data", "flows.networks", "flows.pictures", "flows.serving"}
+
+
+def stage_hashes(project: Path, sections: dict[str, list[str]], recipe: dict[str, Any], stages: list[str]) -> dict[str, str]:
+    """{stage: hash}; `sections` are those each stage reads, `recipe` is resolved."""
+    found = {}
+    for stage in stages:
+        named = set()
+        for section in sections[stage]:
+            if not section.startswith("code."):
+                named |= set(_types(recipe.get(section)))
+        roots = [file for name in sorted(named) for file in _component_files(project, name)]
+        parts = [_body_hash(_file(f"flows.{stage}", project)), *_closure_hashes(project, f"flows.{stage}", roots)]
+        found[stage] = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+    return found
+
+
+def source_hash(project: Path) -> str:
+    """Of every file that could matter to any recipe: part of the key under which resolved recipes are kept."""
+    folders = [_ROOT / "components", _ROOT / "flows"]
+    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    files += sorted((_ROOT / "components").rglob("*.yaml"))
+    files += sorted(project.glob("*.py")) if project != _ROOT else []
+    marks = [f"{path}:{path.stat().st_mtime_ns}:{path.stat().st_size}" for path in files]
+    return hashlib.sha256("\n".join(marks).encode()).hexdigest()
+
+
+def _types(value: Any) -> Iterator[str]:
+    """Every `type:` in a section, at any depth."""
+    if isinstance(value, dict):
+        if isinstance(value.get("type"), str):
+            yield value["type"]
+        for inner in value.values():
+            yield from _types(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _types(inner)
+
+
+def _component_files(project: Path, name: str) -> list[str]:
+    """The modules behind a component's name: `module:Class` of the project, or every built-in file so called."""
+    if ":" in name:
+        return [name.partition(":")[0]]
+    found = sorted((_ROOT / "components").rglob(f"{name}.py"))
+    return [".".join(path.relative_to(_ROOT).with_suffix("").parts) for path in found]
+
+
+def _closure_hashes(project: Path, start: str, roots: Iterable[str]) -> list[str]:
+    seen: set[str] = set()
+    waiting = [*roots, *_imports(_file(start, project), start, body_only=True)]
+    while waiting:
+        module = waiting.pop()
+        path = _file(module, project)
+        if module in seen or path is None or not _counts(module, project):
+            continue
+        seen.add(module)
+        waiting += _imports(path, module)
+    return [f"{module}={_tree_hash(path)};" for module in sorted(seen) if (path := _file(module, project))]
+
+
+def _counts(module: str, project: Path) -> bool:
+    if module.startswith("components"):
+        return module not in _VOCABULARY
+    if module.startswith("flows"):
+        return module in _HELPERS
+    return not module.startswith("infra")
+
+
+def _file(module: str, project: Path) -> Path | None:
+    """The file of a module of the product or the project; None for installed packages."""
+    for root in dict.fromkeys([_ROOT, project]):
+        base = root.joinpath(*module.split("."))
+        if base.with_suffix(".py").is_file():
+            return base.with_suffix(".py")
+        if (base / "__init__.py").is_file():
+            return base / "__init__.py"
+    return None
+
+
+def _imports(path: Path | None, module: str, body_only: bool = False) -> list[str]:
+    """Module names a file imports, also inside functions; `from a import b` gives both `a` and `a.b`."""
+    if path is None:
+        return []
+    nodes = _reached(path) if body_only else [_parsed(path, path.stat().st_mtime_ns)]
+    found: list[str] = []
+    for node in (inner for part in nodes for inner in ast.walk(part)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = importlib.util.resolve_name("." * node.level + base, module.rpartition(".")[0])
+            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return found
+
+
+def _body_hash(path: Path | None) -> str:
+    if path is None:
+        return ""
+    return hashlib.sha256("".join(ast.dump(_bare(node)) for node in _reached(path)).encode()).hexdigest()
+
+
+def _reached(path: Path) -> list[ast.stmt]:
+    """The top-level statements that `body` reaches by name, and the imports of those names."""
+    tree = _parsed(path, path.stat().st_mtime_ns)
+    named: dict[str, ast.stmt] = {}
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            named[node.name] = node
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Name):
+                    named[target.id] = node
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            for alias in node.names:
+                named[alias.asname or alias.name.split(".")[0]] = node
+    reached: dict[str, ast.stmt] = {}
+    waiting = ["body"]
+    while waiting:
+        name = waiting.pop()
+        if name in named and name not in reached:
+            reached[name] = named[name]
+            waiting += [node.id for node in ast.walk(named[name]) if isinstance(node, ast.Name)]
+    return [node for node in tree.body if any(node is found for found in reached.values())]
+
+
+@lru_cache(maxsize=None)
+def _parsed(path: Path, _changed: int) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _tree_hash(path: Path) -> str:
+    return _hashed(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=None)
+def _hashed(path: Path, changed: int) -> str:
+    return hashlib.sha256(ast.dump(_bare(_parsed(path, changed))).encode()).hexdigest()
+
+
+def _bare(node: ast.AST) -> ast.AST:
+    """The tree without docstrings (comments and layout are not in it anyway)."""
+    for inner in ast.walk(node):
+        body = getattr(inner, "body", None)
+        if isinstance(inner, (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and isinstance(body, list) and body:
+            first = body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+                inner.body = body[1:] or [ast.Pass()]
+    return node

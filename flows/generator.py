@@ -1,0 +1,57 @@
+"""The generator, pretrained on the tokens."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from prefect import flow
+
+from flows.context import StageContext
+from flows.data import training_tokens
+from flows.pipeline import label, walk
+from flows.request import Request
+
+
+def body(ctx: StageContext) -> dict[str, float]:
+    """Trains the recipe's generator; writes it, and how well it predicts tokens it has not seen."""
+    import numpy as np
+    import torch
+    from components import artifact, registry
+    from components.data.batches import TokenBatches
+    from components.interfaces import Generator, TokenSpec
+    from components.training.config import Train
+    from components.training.trainer import train
+
+    section = ctx.section("generator")
+    about = json.loads((ctx.input("tokens") / "tokens.json").read_text())
+    grid = about["spec"]["grid"]
+    spec = TokenSpec(**{**about["spec"], "grid": tuple(grid) if grid else None})
+    chosen = {name: value for name, value in section.items() if name != "train"}
+    classes = len(about["classes"])
+    torch.manual_seed(ctx.seed)
+    generator = registry.build(Generator, chosen, spec, classes)
+    config = Train(**section["train"])
+    batches = TokenBatches(*training_tokens(ctx), config.batch_size, ctx.seed)
+    last = train(generator, batches, config, checkpoints=ctx.checkpoints, monitor=ctx, seed=ctx.seed)
+    artifact.save(ctx.output, Generator, chosen, (spec, classes), generator)
+    metrics = {
+        "loss": last["loss"],
+        "parameters": sum(p.numel() for p in generator.parameters()),
+        "samples_per_second": last.get("samples_per_second", math.nan),
+    }
+    for split in ("target", "held_out"):
+        path = ctx.input("tokens") / f"{split}.tokens.npy"
+        if path.is_file():
+            tokens = torch.from_numpy(np.load(path).astype(np.int64))
+            labels = torch.from_numpy(np.load(ctx.input("tokens") / f"{split}.labels.npy"))
+            with torch.inference_mode():
+                nats = [-generator.log_probs(t, y).mean(1) for t, y in zip(tokens.split(512), labels.split(512), strict=True)]
+            metrics[f"{split}.bits_per_token"] = float(torch.cat(nats).mean()) / math.log(2)
+    return metrics
+
+
+@flow(name="generator", flow_run_name=label)
+def generator(request: Request) -> dict[str, dict[str, float]]:
+    """Pretrain the generator of a recipe, and make what it needs."""
+    return walk(request, until="generator")

@@ -1,0 +1,79 @@
+"""The mixture stage: how much of which part of the pool serves the target."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flows.context import StageContext, StageFailed
+
+
+def body(ctx: StageContext) -> dict[str, float]:
+    """Fits the recipe's mixture on the splits `train` (the pool) and `target`; writes the weight of every pool sample.
+
+    sample_weights.npy [n_train] float64, sum 1, in the row order of split train; mixture.json {summary, target_share};
+    tables/ (clusters, history of every proxy, baselines, fits of the predictor) and figures/."""
+    import numpy as np
+
+    from components import registry
+    from components.data.shards import load_split
+    from components.interfaces import Mixture, MixtureData
+
+    section = dict(ctx.section("mixture"))
+    target_share = float(section.pop("target_share", 0.0))
+    dataset = ctx.input("dataset")
+    classes = json.loads((dataset / "dataset.json").read_text())["classes"]
+    if ctx.recipe["dataset"].get("target") is None:
+        raise StageFailed(
+            "recipe.yaml: mixture: a mixture is searched for a target, but dataset.target is null; name a source there "
+            "(dataset.target: {type: ...}), or set mixture: null to train on the whole source"
+        )
+    pool, target = load_split(dataset, "train"), load_split(dataset, "target")
+
+    def names(labels: np.ndarray) -> list[str | None]:
+        return [classes[i] if i < len(classes) else None for i in labels]
+
+    data = MixtureData(pool.images, target.images, names(pool.labels), names(target.labels))
+    # proxies of an earlier version of the code are not to be found again
+    workdir = ctx.work / "proxies" / str((ctx.recipe.get("code") or {}).get("mixture", "unversioned"))[:16]
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        mixture = registry.build(Mixture, section)
+        result = mixture.fit(data, seed=ctx.seed, workdir=workdir, map=_in_turn, monitor=ctx)
+    except ValueError as error:
+        if str(error).startswith("mixture."):
+            raise StageFailed(f"recipe.yaml: {error}") from error
+        raise
+    _write(ctx, "sample_weights.npy", lambda path: _save_array(path, result.sample_weights))
+    about = {"type": section["type"], "summary": result.summary, "target_share": target_share}
+    _write(ctx, "mixture.json", lambda path: _save_text(path, json.dumps(about, indent=1) + "\n"))
+    for name, rows in result.tables.items():
+        ctx.table(name, rows)
+    for name, png in result.figures.items():
+        ctx.figure(name, png)
+    return result.summary
+
+
+def _in_turn(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """A proxy takes a millisecond: sending it elsewhere would cost more than training it."""
+    return [function(item) for item in items]
+
+
+def _write(ctx: StageContext, name: str, save: Callable[[str], None]) -> None:
+    temporary = ctx.output / f".{name}.{os.getpid()}"
+    save(str(temporary))
+    os.replace(temporary, ctx.output / name)
+
+
+def _save_array(path: str, array: Any) -> None:
+    import numpy as np
+
+    with open(path, "wb") as file:
+        np.save(file, array)
+
+
+def _save_text(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)

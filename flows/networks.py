@@ -1,0 +1,127 @@
+"""Stage `networks`: classifiers that rewards and metrics refer to (`@judge`), trained on the run's own data.
+
+A network that judges must not be the one that was optimized against. Each network has its own seed, derived from the
+recipe's seed and its name, for initialization, data order and augmentation, and the recipe gives each its own width; no
+network sees the held-out images. They share the training images, so an error that comes from these is common to both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.context import StageContext, StageFailed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from components.interfaces import FeatureExtractor, Monitor
+
+
+def derived_seed(seed: int, name: str) -> int:
+    """An independent seed for a named part of a run, in [0, 2^31)."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
+
+
+def body(ctx: StageContext) -> dict[str, float]:
+    import torch
+
+    from components import artifact, registry
+    from components.data.batches import ImageBatches
+    from components.data.shards import image_format, load_split
+    from components.interfaces import FeatureExtractor
+    from components.training.config import Train
+    from components.training.trainer import train
+
+    dataset = ctx.input("dataset")
+    image = image_format(dataset)
+    images, labels, classes = training_images(dataset)
+    heldout = load_split(dataset, "held_out")
+
+    sections: dict[str, dict[str, Any]] = ctx.section("networks")
+    total = sum(section["train"]["steps"] for section in sections.values())
+    metrics: dict[str, float] = {}
+    done = 0
+    for name, section in sections.items():
+        seed = derived_seed(ctx.seed, f"networks.{name}")
+        spec = registry.resolve(FeatureExtractor, {k: v for k, v in section.items() if k != "train"})
+        config = Train.model_validate(section["train"])
+        torch.manual_seed(seed)
+        network = spec.build(image, classes)
+        batches = ImageBatches(images, labels, None, config.batch_size, seed, network.transforms)
+        part = _Part(ctx, name, done, total)
+        last = train(network, batches, config, checkpoints=ctx.checkpoints / name, monitor=part, seed=seed)
+        network.eval()
+        artifact.save(ctx.output / name, FeatureExtractor, spec.dump(), (image, classes), network)
+        metrics |= {f"{name}.{key}": value for key, value in last.items()}
+        metrics[f"{name}.heldout_accuracy"] = accuracy(network, heldout.images, heldout.labels)
+        done += config.steps
+    return metrics
+
+
+def training_images(dataset: Path) -> tuple[np.ndarray, np.ndarray, int]:
+    """Images [n, C, S, S] uint8, labels [n] and the number of classes, of the train and target splits.
+
+    The classes are those of the target, which come first among the data set's; all of them where there is no target.
+    Raises StageFailed when no image has a label."""
+    import numpy as np
+
+    from components.data.shards import describe, load_split
+
+    classes = len(describe(dataset)["target_classes"])
+    splits = [load_split(dataset, name) for name in ("train", "target")]
+    images, labels = (np.concatenate([getattr(split, part) for split in splits]) for part in ("images", "labels"))
+    wanted = labels < classes
+    if not wanted.any():
+        raise StageFailed("networks are trained on labels, and no image has one; add labels, or set `networks: {}`")
+    return images[wanted], labels[wanted], classes
+
+
+def accuracy(network: FeatureExtractor, images: np.ndarray, labels: np.ndarray, batch_size: int = 512) -> float:
+    """The share of labeled images that the network gets right."""
+    import torch
+
+    from components.data.batches import to_float
+
+    right = total = 0
+    device = next(network.parameters()).device
+    for start in range(0, len(images), batch_size):
+        truth = torch.as_tensor(labels[start : start + batch_size], device=device)
+        with torch.no_grad():
+            logits = network.logits(to_float(images[start : start + batch_size]).to(device))
+        known = truth < logits.shape[1]
+        right += int((logits.argmax(-1) == truth)[known].sum())
+        total += int(known.sum())
+    return right / max(total, 1)
+
+
+def load_networks(ctx: StageContext) -> dict[str, FeatureExtractor]:
+    """The run's trained networks, frozen; empty when the recipe has none."""
+    from components import artifact
+    from components.interfaces import FeatureExtractor
+
+    networks = {}
+    for name in ctx.recipe.get("networks") or {}:
+        networks[name] = artifact.load(ctx.input("networks") / name, FeatureExtractor)  # type: ignore[type-abstract]
+        networks[name].requires_grad_(False)
+    return networks
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Several trainings in one stage: their steps follow one another in progress and step metrics."""
+
+    monitor: Monitor
+    name: str
+    before: int
+    total: int
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        self.monitor.progress(self.before + done, self.total, f"{self.name} {note}".strip())
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        named = {f"{self.name}.{key}": value for key, value in metrics.items()}
+        self.monitor.log(self.before + step, {**named, **({"loss": metrics["loss"]} if "loss" in metrics else {})})

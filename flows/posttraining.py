@@ -1,0 +1,35 @@
+"""Stage `posttraining`: the pretrained generator, improved by a reward on its own samples."""
+
+from __future__ import annotations
+
+import json
+
+from flows.context import StageContext
+from flows.networks import derived_seed, load_networks
+
+
+def body(ctx: StageContext) -> dict[str, float]:
+    import torch
+
+    from components import artifact, registry
+    from components.interfaces import Generator, PostTraining, Tokenizer
+    from components.training.config import Train
+    from components.training.trainer import train
+
+    section = dict(ctx.section("posttraining"))
+    config = Train.model_validate(section.pop("train"))
+    seed = derived_seed(ctx.seed, "posttraining")
+    generator = artifact.load(ctx.input("generator"), Generator)  # type: ignore[type-abstract]
+    tokenizer = artifact.load(ctx.input("tokenizer"), Tokenizer)  # type: ignore[type-abstract]
+    tokens = json.loads((ctx.input("tokens") / "tokens.json").read_text())
+    asked = [tokens["classes"].index(name) for name in tokens["target_classes"]] or [generator.classes]
+
+    torch.manual_seed(seed)
+    method = registry.build(PostTraining, section, generator, tokenizer, load_networks(ctx))
+    batches = method.batches(asked, config.batch_size, seed)
+    metrics = train(method, batches, config, checkpoints=ctx.checkpoints, monitor=ctx, seed=seed)
+
+    spec = json.loads((ctx.input("generator") / "config.json").read_text())["spec"]
+    wired = (generator.spec, generator.classes)
+    artifact.save(ctx.output, Generator, spec, wired, method.generator.eval())
+    return metrics

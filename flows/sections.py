@@ -1,0 +1,226 @@
+"""The sections of a recipe as models. A component's own configuration comes from its constructor (`components.registry`);
+here stands only what belongs to the section itself."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from components import registry
+from components.interfaces import (
+    FeatureExtractor,
+    Generator,
+    Metric,
+    Mixture,
+    PostTraining,
+    Sampler,
+    Source,
+    Tokenizer,
+    Transform,
+)
+from components.registry import ComponentError, Spec, names, validate
+from components.training.config import Train
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=True)
+
+
+class Image(_Section):
+    """How networks see the data set's pictures."""
+
+    size: int = Field(ge=4, le=4096, description="pixels a side; the shorter side is scaled, the centre cut out")
+    channels: int = Field(ge=1, le=3)
+
+
+class Dataset(_Section):
+    """Sources, and how they become a data set."""
+
+    source: Spec[Source]
+    target: Spec[Source] | None = None
+    image: Image
+    held_out: float = Field(default=0.1, gt=0, lt=1, description="share that training never sees")
+    expectations: str = Field(default="images", pattern=r"^[a-z0-9_-]+$", description="suite that the data must meet")
+    max_broken: float = Field(default=0.05, ge=0, le=1, description="share of broken samples that stops the run")
+
+
+class Evaluation(_Section):
+    """What is measured, and on how many samples."""
+
+    metrics: Annotated[list[Spec[Metric]], Field(min_length=1)]
+    samples: int = Field(default=2000, ge=1)
+    batch_size: int = Field(default=250, ge=1)
+
+
+class WithTrain(_Section):
+    """The part of a trained section that is not the component's."""
+
+    train: Train
+
+
+class TokenizerOwn(WithTrain):
+    transforms: list[Spec[Transform]] = []
+
+
+class MixtureOwn(_Section):
+    target_share: float = Field(default=0.0, ge=0, lt=1, description="share of training draws taken from the target itself")
+
+
+class Nothing(_Section):
+    """A section that is only its component."""
+
+
+#: section -> (kind of its component, what else it holds)
+_COMPONENTS: dict[str, tuple[type, type[BaseModel]]] = {
+    "mixture": (Mixture, MixtureOwn),
+    "tokenizer": (Tokenizer, TokenizerOwn),
+    "generator": (Generator, WithTrain),
+    "sampling": (Sampler, Nothing),
+    "posttraining": (PostTraining, WithTrain),
+}
+_MODELS: dict[str, type[BaseModel]] = {"dataset": Dataset, "evaluation": Evaluation}
+SECTIONS = (
+    "system", "title", "seed", "dataset", "mixture", "networks", "tokenizer", "generator", "sampling", "posttraining",
+    "evaluation", "gates", "claims", "code",
+)  # fmt: skip
+_REQUIRED = ("system", "dataset", "tokenizer")
+
+
+def resolve_section(name: str, recipe: dict[str, Any]) -> Any:
+    """One section with every default filled in. Raises ComponentError with the path inside the section."""
+    value = recipe.get(name)
+    if value is None and name in _REQUIRED:
+        raise ComponentError("is missing")
+    if name in ("system", "title"):
+        if value is not None and not isinstance(value, str):
+            raise ComponentError(f"expected a text, got {value!r}")
+        return value
+    if name == "seed":
+        value = 0 if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ComponentError(f"expected a whole number from 0, got {value!r}")
+        return value
+    if name in ("gates", "claims"):
+        return _texts(name, value)
+    if name == "code":
+        return {}
+    if name == "networks":
+        found = value or {}
+        if not isinstance(found, dict):
+            raise ComponentError(f"expected names with their networks, got {found!r}")
+        return {key: _component(entry, FeatureExtractor, WithTrain, (key,)) for key, entry in found.items()}
+    if value is None:
+        return None
+    if name in _MODELS:
+        if not isinstance(value, dict):
+            raise ComponentError(f"expected a mapping, got {value!r}")
+        return validate(_MODELS[name], value).model_dump(mode="json")
+    kind, own = _COMPONENTS[name]
+    return _component(value, kind, own)
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    value = value or []
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        raise ComponentError(f"expected a list of texts, got {value!r}")
+    if name == "gates":
+        from flows import gates
+
+        for text in value:
+            try:
+                gates.parse(text)
+            except gates.GateError as error:
+                raise ComponentError(str(error)) from error
+    return value
+
+
+def _component(value: Any, kind: type, own: type[BaseModel], path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """{type, **configuration, **section's own} -> the same, complete."""
+    try:
+        if not isinstance(value, dict) or "type" not in value:
+            raise ComponentError(f"expected a mapping with a 'type' (one of: {', '.join(names(kind))}), got {value!r}")
+        belongs = set(own.model_fields)
+        rest = validate(own, {k: v for k, v in value.items() if k in belongs}).model_dump(mode="json")
+        spec = registry.resolve(kind, {k: v for k, v in value.items() if k not in belongs})
+    except ComponentError as error:
+        raise ComponentError(error.message, (*path, *error.path)) from error
+    return {**spec.dump(), **rest}
+
+
+# --------------------------------------------------------------------------------------------------- JSON schema
+
+
+def json_schema() -> dict[str, Any]:
+    """Draft 2020-12: every section, and for every `type` the configuration its constructor takes."""
+    from components.interfaces import KINDS
+
+    definitions: dict[str, Any] = {}
+    for kind in KINDS.values():
+        definitions[kind.__name__] = {"oneOf": [_configuration(kind, name) for name in names(kind)] + [_foreign()]}
+    sections = {name: _section_schema(model) for name, model in _MODELS.items()}
+    for name, (kind, own) in _COMPONENTS.items():
+        sections[name] = {"anyOf": [{"type": "null"}, _with_own(kind, own)]}
+    texts = {"type": "array", "items": {"type": "string"}}
+    sections |= {
+        "system": {"type": "string"},
+        "title": {"type": "string"},
+        "seed": {"type": "integer", "minimum": 0},
+        "networks": {"type": "object", "additionalProperties": _with_own(FeatureExtractor, WithTrain)},
+        "gates": texts,
+        "claims": texts,
+        "scales": {"type": "object"},
+    }
+    sections["evaluation"] = {"anyOf": [{"type": "null"}, sections["evaluation"]]}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Tessera recipe",
+        "type": "object",
+        "required": list(_REQUIRED),
+        "additionalProperties": False,
+        "properties": sections,
+        "$defs": definitions,
+    }
+
+
+def _foreign() -> dict[str, Any]:
+    """A component of the project, `module:Class`: its configuration is its own affair."""
+    return {"type": "object", "properties": {"type": {"type": "string", "pattern": ":"}}, "required": ["type"]}
+
+
+def _configuration(kind: type, name: str) -> dict[str, Any]:
+    cls = registry.lookup(kind, name)
+    schema = _section_schema(registry.config_model(cls))
+    schema["properties"] = {"type": {"const": name}, **schema.get("properties", {})}
+    schema["required"] = ["type", *schema.get("required", [])]
+    schema["description"] = inspect.getdoc(cls) or ""
+    return schema
+
+
+def _with_own(kind: type, own: type[BaseModel]) -> dict[str, Any]:
+    extra = _section_schema(own)
+    choices = []
+    for name in names(kind):
+        schema = _configuration(kind, name)
+        schema["properties"] = {**schema["properties"], **extra.get("properties", {})}
+        schema["required"] = [*schema["required"], *extra.get("required", [])]
+        choices.append(schema)
+    return {"oneOf": [*choices, _foreign()]}
+
+
+def _section_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """A model's schema with nested models written out and components referred to."""
+    schema = model.model_json_schema(mode="validation")
+    local = schema.pop("$defs", {})
+
+    def inline(value: Any) -> Any:
+        if isinstance(value, dict):
+            if "x-kind" in value:
+                return {"$ref": f"#/$defs/{value['x-kind']}"}
+            if str(value.get("$ref", "")).startswith("#/$defs/") and value["$ref"].rpartition("/")[2] in local:
+                return inline(local[value["$ref"].rpartition("/")[2]])
+            return {key: inline(inner) for key, inner in value.items() if key != "default"}
+        return [inline(inner) for inner in value] if isinstance(value, list) else value
+
+    return inline(schema)

@@ -1,0 +1,53 @@
+"""The discrete tokenizer."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.context import StageContext
+from flows.data import training_images
+from flows.pipeline import label, walk
+from flows.request import Request
+
+
+def body(ctx: StageContext) -> dict[str, float]:
+    """Trains the recipe's tokenizer; writes it, held-out reconstructions to look at, and how good they are."""
+    import torch
+    from components import artifact, registry
+    from components.data import shards
+    from components.data.batches import ImageBatches, to_float
+    from components.interfaces import Tokenizer, Transform
+    from components.quantizers._codebook import usage
+    from components.training.config import Train
+    from components.training.trainer import train
+    from flows import pictures
+
+    section = ctx.section("tokenizer")
+    chosen = {name: value for name, value in section.items() if name not in ("train", "transforms")}
+    image = shards.image_format(ctx.input("dataset"))
+    torch.manual_seed(ctx.seed)
+    tokenizer = registry.build(Tokenizer, chosen, image)
+    config = Train(**section["train"])
+    transforms = [registry.build(Transform, transform) for transform in section["transforms"]]
+    batches = ImageBatches(*training_images(ctx), config.batch_size, ctx.seed, transforms)
+    last = train(tokenizer, batches, config, checkpoints=ctx.checkpoints, monitor=ctx, seed=ctx.seed)
+    artifact.save(ctx.output, Tokenizer, chosen, (image,), tokenizer)
+    held_out = to_float(shards.load_split(ctx.input("dataset"), "held_out").images[:2000])
+    tokens = torch.cat([tokenizer.encode(part) for part in held_out.split(256)])
+    drawn = torch.cat([tokenizer.decode(part) for part in tokens.split(256)])
+    ctx.figure("reconstructions", pictures.pairs(held_out[:20], drawn[:20]))
+    share, perplexity = usage(tokens, tokenizer.spec.vocabulary)
+    error = (drawn - held_out).square().flatten(1).mean(1) / 4  # pixels in [0, 1]
+    return {
+        "psnr": float(-10 * error.clamp(min=1e-10).log10().mean()),
+        "usage": share,
+        "perplexity": perplexity,
+        "loss": last["loss"],
+        "parameters": sum(p.numel() for p in tokenizer.parameters()),
+    }
+
+
+@flow(name="tokenizer", flow_run_name=label)
+def tokenizer(request: Request) -> dict[str, dict[str, float]]:
+    """Train the tokenizer of a recipe, and make what it needs."""
+    return walk(request, until="tokenizer")

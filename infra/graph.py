@@ -1,0 +1,316 @@
+"""A run as a DVC project of its own, walked and committed from Python; `dvc repro` in the folder agrees.
+
+    with open_graph(run) as graph:
+        for node in graph.stages:              # topological order
+            if node.why() and not node.restore():
+                ...                            # make the outputs
+                node.commit()
+
+The commit hashes outputs into the shared cache, then replaces `dvc.lock` atomically (DVC's own writer truncates the file
+first, and a torn lock stops every later command). The graph of a run is small and separate from every other run's, so
+that walking and committing cost the same however many runs a project has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from infra.settings import Settings, environment
+from infra.storage import file_lock, write_bytes_atomic
+
+LOCK = "dvc.lock"
+
+
+class GraphError(RuntimeError):
+    """A run folder that is not what it should be; the message says what to do."""
+
+    user_error = True
+
+
+def create(run: Path, settings: Settings) -> None:
+    """Makes `run` a DVC project that shares cache and remote with all others. Idempotent; safe to be interrupted.
+
+    The files are what `dvc init --subdir` and `dvc config` write; writing them takes a millisecond instead of a process."""
+    git = (settings.project / ".git").exists()
+    home = settings.home
+    local = not settings.remote.startswith("s3://")
+    remote = os.path.relpath(settings.remote, run / ".dvc") if local else settings.remote
+    lines = [
+        "[core]",
+        "    remote = tessera",
+        "    analytics = false",
+        "    autostage = false",
+        *([] if git else ["    no_scm = True"]),
+        "[cache]",
+        f"    dir = {os.path.relpath(home / 'cache', run / '.dvc')}",
+        "    type = reflink,copy",  # a hard link would let a changed output change the cache
+        "['remote \"tessera\"']",
+        f"    url = {remote}",
+        *([] if local else ["    verify = true"]),
+    ]
+    (run / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
+    _write_once(run / ".dvc" / "config", "\n".join(lines) + "\n")
+    _write_once(run / ".dvc" / ".gitignore", "/config.local\n/tmp\n/cache\n")
+    _write_once(run / ".dvcignore", "/work\n/events\n/report.html\n")
+    _write_once(run / ".gitignore", "/outputs\n/metrics\n/plots\n/work\n/report.html\n")
+
+
+def _write_once(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_text() != text:
+        write_bytes_atomic(path, text.encode())
+
+
+class StageNode:
+    """One stage of a run."""
+
+    def __init__(self, graph: RunGraph, stage: Any) -> None:
+        self._graph, self._stage = graph, stage
+        self.name: str = stage.name
+        self.upstream: list[str] = []
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The recipe sections this stage reads, by dotted name."""
+        from dvc.dependency import ParamsDependency
+
+        found: dict[str, Any] = {}
+        for dep in self._stage.deps:
+            if isinstance(dep, ParamsDependency):
+                found |= dep.read_params(flatten=True)
+        return {name: _plain(value) for name, value in found.items()}
+
+    @property
+    def deps(self) -> dict[str, str]:
+        """Content hash of each input path; they must be there."""
+        from dvc.dependency import ParamsDependency
+
+        found = {}
+        for dep in self._stage.deps:
+            if not isinstance(dep, ParamsDependency):
+                if not dep.exists:
+                    raise GraphError(f"{self._graph.run.name}: {dep.def_path}, an input of {self.name}, is not there")
+                found[dep.def_path] = dep.get_hash().value
+        return found
+
+    @property
+    def outs(self) -> dict[str, str]:
+        """Content hash of each output, as last committed."""
+        return {out.def_path: out.hash_info.value for out in self._stage.outs if out.hash_info}
+
+    def why(self) -> dict[str, str]:
+        """Why this stage has to run; empty when its outputs are what its inputs and sections make."""
+        reasons: dict[str, str] = {}
+        if not self._graph.locked(self.name):
+            return {"never ran": "no outputs were committed"}
+        if self._stage.changed_stage():
+            reasons["command"] = "changed"
+        for item in [*self._stage.deps, *self._stage.outs]:
+            for path, state in item.status().items():
+                reasons |= self._explain(item, path, state)
+        return reasons
+
+    def _explain(self, item: Any, path: str, state: Any) -> dict[str, str]:
+        if not isinstance(state, dict):
+            kind = "output" if item in self._stage.outs else "input"
+            return {f"{kind} {item.def_path}": "missing" if state == "deleted" else str(state)}
+        before = self._graph.locked_params(self.name)
+        now = self.params
+        reasons: dict[str, str] = {}
+        for name in state:
+            reasons |= _differences(name, before.get(name), now.get(name))
+        return reasons or {path: "changed"}
+
+    def key(self) -> str:
+        """The stage key: what goes in, nothing of where or when."""
+        content = json.dumps([self.name, self._stage.cmd, self.params, self.deps], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def restore(self) -> bool:
+        """Takes the outputs from the shared cache if any run has made them from the same inputs."""
+        from dvc.stage.cache import RunCacheNotFoundError
+
+        with self._graph.locked_repo():
+            try:
+                self._graph.repo.stage_cache.restore(self._stage)
+            except (RunCacheNotFoundError, FileNotFoundError):
+                return False
+            except Exception as error:
+                from dvc.exceptions import DvcException
+
+                if isinstance(error, DvcException):  # a cache that lost an object: the stage runs instead
+                    return False
+                raise
+        return all(out.exists for out in self._stage.outs)
+
+    def commit(self) -> None:
+        """Outputs into the cache, then the lock. Raises GraphError when an output is not there."""
+        from dvc.stage.serialize import to_lockfile
+
+        for out in self._stage.outs:
+            if not out.exists:
+                raise GraphError(f"{self._graph.run.name}: the stage {self.name} left no {out.def_path}")
+        with self._graph.locked_repo():
+            self._stage.save(run_cache=True)
+            self._stage.commit()
+            self._graph.write_lock(to_lockfile(self._stage))
+
+
+class RunGraph:
+    """The stages of one run in topological order."""
+
+    def __init__(self, run: Path, repo: Any) -> None:
+        self.run, self.repo = run, repo
+        loaded = repo.stage.load_all(str(run / "dvc.yaml"))
+        nodes = {stage.name: StageNode(self, stage) for stage in loaded}
+        producer = {out.fs_path: stage.name for stage in loaded for out in stage.outs}
+        for stage in loaded:
+            upstream = [producer[dep.fs_path] for dep in stage.deps if getattr(dep, "fs_path", None) in producer]
+            nodes[stage.name].upstream = upstream
+        self.stages = _topological(nodes)
+        self._nodes = nodes
+        self._lock: dict[str, Any] | None = None
+
+    def node(self, name: str) -> StageNode:
+        return self._nodes[name]
+
+    @contextmanager
+    def locked_repo(self) -> Iterator[None]:
+        """DVC's repository lock, waited for; a table of path locks torn by a kill is dropped.
+
+        DVC's run cache resolves paths against the working directory, so that is the run's folder meanwhile."""
+        with self.repo.lock, contextlib.chdir(self.run):
+            table = Path(self.repo.tmp_dir) / "rwlock"
+            if table.is_file():
+                try:
+                    json.loads(table.read_text() or "{}")
+                except json.JSONDecodeError:
+                    table.unlink()
+            yield
+
+    def _read_lock(self) -> dict[str, Any]:
+        if self._lock is None:
+            from ruamel.yaml import YAML, YAMLError
+
+            path = self.run / LOCK
+            try:
+                self._lock = YAML(typ="safe").load(path) if path.is_file() else None
+            except YAMLError as error:
+                raise GraphError(f"{path} cannot be read ({error}); remove it and run again") from error
+            self._lock = self._lock or {"schema": "2.0", "stages": {}}
+        return self._lock
+
+    def locked(self, name: str) -> bool:
+        return name in self._read_lock()["stages"]
+
+    def locked_params(self, name: str) -> dict[str, Any]:
+        sections: dict[str, Any] = {}
+        for values in self._read_lock()["stages"].get(name, {}).get("params", {}).values():
+            sections |= values
+        return sections
+
+    def write_lock(self, stages: dict[str, Any]) -> None:
+        from ruamel.yaml import YAML
+
+        self._lock = None
+        lock = self._read_lock()
+        lock["stages"] = {**lock["stages"], **{name: json.loads(json.dumps(entry)) for name, entry in stages.items()}}
+        import io
+
+        text = io.StringIO()
+        writer = YAML()
+        writer.default_flow_style = False
+        writer.dump(lock, text)
+        write_bytes_atomic(self.run / LOCK, text.getvalue().encode())
+
+    def push(self) -> int:
+        """Everything committed, and the run cache, to the remote; returns the number of new objects."""
+        targets = [str(self.run / "dvc.yaml")]
+        with contextlib.chdir(self.run):
+            return self.repo.push(targets=targets, run_cache=False)
+
+
+@contextmanager
+def open_graph(run: Path) -> Iterator[RunGraph]:
+    """The graph of a run folder made by `create`."""
+    if not (run / "dvc.yaml").is_file():
+        raise GraphError(f"{run} is not a run: it has no dvc.yaml")
+    from dvc.repo import Repo
+
+    (run / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
+    lock_torn(run)
+    with Repo(str(run), _wait_for_lock=True) as repo:
+        yield RunGraph(run, repo)
+
+
+def lock_torn(run: Path) -> bool:
+    """Sets a `dvc.lock` aside that another program left torn; its stages then run again or come from the cache."""
+    path = run / LOCK
+    if not path.is_file():
+        return False
+    from ruamel.yaml import YAML, YAMLError
+
+    try:
+        content = YAML(typ="safe").load(path)
+        torn = not isinstance(content, dict) or not isinstance(content.get("stages"), dict)
+    except YAMLError:
+        torn = True
+    if torn:
+        os.replace(path, path.with_name(f"{LOCK}.torn"))
+    return torn
+
+
+def _topological(nodes: dict[str, StageNode]) -> list[StageNode]:
+    """Inputs before what reads them; otherwise in the order of the file."""
+    done: dict[str, StageNode] = {}
+
+    def visit(name: str) -> None:
+        if name not in done:
+            for parent in nodes[name].upstream:
+                visit(parent)
+            done[name] = nodes[name]
+
+    for name in nodes:
+        visit(name)
+    return list(done.values())
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _differences(name: str, before: Any, now: Any) -> dict[str, str]:
+    """`{"tokenizer.quantizer.codebook_size": "1024 -> 2048"}`, down to the single values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        found: dict[str, str] = {}
+        for key in dict.fromkeys([*before, *now]):
+            found |= _differences(f"{name}.{key}", before.get(key), now.get(key)) if before.get(key) != now.get(key) else {}
+        return found
+    if before == now:
+        return {}
+    if name.startswith("code."):
+        return {name: "the code changed"}
+    return {name: f"{_short(before)} -> {_short(now)}"}
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def run_dvc(run: Path, settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """DVC's own command line in a run's folder."""
+    import sys
+
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, cwd=run, env=os.environ | environment(settings), capture_output=True, text=True)
+
+
+__all__ = ["GraphError", "RunGraph", "StageNode", "create", "file_lock", "lock_torn", "open_graph", "run_dvc"]
