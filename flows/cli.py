@@ -18,8 +18,12 @@ app = typer.Typer(
     add_completion=True,
 )
 
-Scale = Annotated[str | None, typer.Option("--scale", help="tiny (CPU, minutes), small (one GPU), paper", show_default="tiny")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="change the recipe; a.b=1,2 makes one run a value")]
+Scale = Annotated[
+    str | None, typer.Option("--scale", help="tiny (CPU, minutes), small (one GPU), paper", show_default="tiny")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="K=V", help="change the recipe; a.b=1,2 makes one run a value")
+]
 Name = Annotated[str, typer.Option("--name", help="name of the run")]
 Data = Annotated[Path | None, typer.Option("--data", help="your own folder of pictures, for a recipe that reads one")]
 Json = Annotated[bool, typer.Option("--json", help="for machines")]
@@ -55,10 +59,16 @@ def run(
     name: Name = "",
     data: Data = None,
     until: Annotated[str | None, typer.Option(help="the last stage to run")] = None,
-    force: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="run this stage even if it is up to date")] = None,
-    keep: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="accept this stage's output as current")] = None,
+    force: Annotated[
+        list[str] | None, typer.Option(metavar="STAGE", help="run this stage even if it is up to date")
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(metavar="STAGE", help="accept this stage's output as current")
+    ] = None,
     compute: Annotated[str, typer.Option(help="number of training processes, or a compute profile")] = "1",
-    inline: Annotated[bool, typer.Option("--inline", help="everything in this process: breakpoints, profilers")] = False,
+    inline: Annotated[
+        bool, typer.Option("--inline", help="everything in this process: breakpoints, profilers")
+    ] = False,
 ) -> None:
     """Bring a run of a recipe up to date. Interrupted? The same command goes on where it stopped."""
     from flows import recipes
@@ -66,7 +76,11 @@ def run(
 
     settings = _settings()
     options = Options(
-        until=until, force=frozenset(force or ()), keep=frozenset(keep or ()), compute=compute, inline=inline or data is not None
+        until=until,
+        force=frozenset(force or ()),
+        keep=frozenset(keep or ()),
+        compute=compute,
+        inline=inline or data is not None,
     )
     for overrides in recipes.expand(set_ or []):
         execute(settings, recipe, scale, overrides, name, data and str(data), options)
@@ -105,7 +119,9 @@ def compare(names: list[str]) -> None:
 
 
 @app.command()
-def logs(name: str, follow: Annotated[bool, typer.Option("-f", "--follow", help="go on as lines come")] = False) -> None:
+def logs(
+    name: str, follow: Annotated[bool, typer.Option("-f", "--follow", help="go on as lines come")] = False
+) -> None:
     """What the stages of a run printed."""
     from flows import views
 
@@ -242,7 +258,9 @@ def rollback(model: str, why: Annotated[str, typer.Option(help="the reason, for 
 
 @app.command()
 def history(
-    model: str, on: Annotated[str | None, typer.Option(metavar="DATE", help="who was champion then")] = None, as_json: Json = False
+    model: str,
+    on: Annotated[str | None, typer.Option(metavar="DATE", help="who was champion then")] = None,
+    as_json: Json = False,
 ) -> None:
     """Every promotion of a model: what, who, when, why."""
     from flows import views
@@ -270,7 +288,9 @@ def sample(
 def encode(
     files: list[Path],
     output: Annotated[Path, typer.Option("-o", "--output", help="where the codes go (.npz)")] = Path("codes.npz"),
-    model: Annotated[str, typer.Option("-m", "--model", help="a run or models:/name@alias; default: the last run")] = "",
+    model: Annotated[
+        str, typer.Option("-m", "--model", help="a run or models:/name@alias; default: the last run")
+    ] = "",
 ) -> None:
     """Pictures to codes."""
     from flows import use

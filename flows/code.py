@@ -13,7 +13,7 @@ import ast
 import hashlib
 import importlib.util
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ _VOCABULARY = {"components", "components.interfaces", "components.registry", "co
 _HELPERS = {"flows.data", "flows.networks", "flows.pictures", "flows.serving"}
 
 
-def stage_hashes(project: Path, sections: dict[str, list[str]], recipe: dict[str, Any], stages: list[str]) -> dict[str, str]:
+def stage_hashes(
+    project: Path, sections: dict[str, list[str]], recipe: dict[str, Any], stages: list[str]
+) -> dict[str, str]:
     """{stage: hash}; `sections` are those each stage reads, `recipe` is resolved."""
     found = {}
     for stage in stages:
@@ -146,7 +148,7 @@ def _reached(path: Path) -> list[ast.stmt]:
     return [node for node in tree.body if any(node is found for found in reached.values())]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parsed(path: Path, _changed: int) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
@@ -155,7 +157,7 @@ def _tree_hash(path: Path) -> str:
     return _hashed(path, path.stat().st_mtime_ns)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _hashed(path: Path, changed: int) -> str:
     return hashlib.sha256(ast.dump(_bare(_parsed(path, changed))).encode()).hexdigest()
 
@@ -164,8 +166,16 @@ def _bare(node: ast.AST) -> ast.AST:
     """The tree without docstrings (comments and layout are not in it anyway)."""
     for inner in ast.walk(node):
         body = getattr(inner, "body", None)
-        if isinstance(inner, (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and isinstance(body, list) and body:
+        if (
+            isinstance(inner, (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+            and isinstance(body, list)
+            and body
+        ):
             first = body[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 inner.body = body[1:] or [ast.Pass()]
     return node

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from prefect import flow
@@ -11,6 +11,10 @@ from prefect import flow
 from flows.context import StageContext, StageFailed
 from flows.pipeline import label, walk
 from flows.request import Request
+
+if TYPE_CHECKING:
+    from components.interfaces import ImageFormat
+    from infra.validation import Finding
 
 
 def body(ctx: StageContext) -> dict[str, float]:
@@ -24,17 +28,18 @@ def body(ctx: StageContext) -> dict[str, float]:
     section = ctx.section("dataset")
     source = registry.build(Source, section["source"])
     target = registry.build(Source, section["target"]) if section["target"] else None
+    suite = Path(shards.__file__).parent / "expectations" / f"{section['expectations']}.yaml"
+    if not suite.is_file():
+        there = ", ".join(sorted(path.stem for path in suite.parent.glob("*.yaml")))
+        raise StageFailed(f"dataset.expectations: there is no suite '{section['expectations']}' (there are: {there})")
     written = shards.write(
         ctx.output,
         _counted(ctx, source.samples(), "read"),
-        target and target.samples(),
+        target.samples() if target else None,
         ImageFormat(**section["image"]),
         section["held_out"],
         section["max_broken"],
     )
-    suite = Path(shards.__file__).parent / "expectations" / f"{section['expectations']}.yaml"
-    if not suite.is_file():
-        raise StageFailed(f"dataset.expectations: there is no suite '{section['expectations']}' ({suite})")
     frame = _frame(ctx.output)
     ctx.progress(0, 1, "validating")
     findings = validation.validate(frame, yamlio.load(suite))
@@ -43,12 +48,12 @@ def body(ctx: StageContext) -> dict[str, float]:
     ctx.table("validation", rows)
     ctx.table("broken", written.broken)
     ctx.table("classes", _classes(frame))
-    ctx.figure("examples", _examples(ctx.output))
     failed = [f for f in findings if not f.passed]
     stopping = [f for f in failed if f.severity == "critical"]
     if stopping:
-        lines = [f"  {f.expectation}({f.column}): {f.unexpected} rows, e.g. {', '.join(f.examples[:5]) or f.observed}" for f in stopping]
+        lines = [f"  {f.expectation}({f.column}): {_evidence(f)}" for f in stopping]
         raise StageFailed("the data set does not meet its expectations:\n" + "\n".join(lines))
+    ctx.figure("examples", _examples(ctx.output, ImageFormat(**section["image"])))
     return {
         **{f"rows.{name}": count for name, count in written.rows.items()},
         "classes": len(written.classes),
@@ -57,6 +62,12 @@ def body(ctx: StageContext) -> dict[str, float]:
         "expectations": len(findings),
         "warnings": len(failed),
     }
+
+
+def _evidence(finding: Finding) -> str:
+    if not finding.examples:
+        return f"observed {finding.observed}"
+    return f"{finding.unexpected} of the samples, e.g. {', '.join(finding.examples[:5])} (values {finding.observed})"
 
 
 def _counted(ctx: StageContext, samples: Any, note: str) -> Any:
@@ -68,24 +79,43 @@ def _counted(ctx: StageContext, samples: Any, note: str) -> Any:
 
 def _frame(folder: Path) -> Any:
     """One row a sample: what the expectations look at."""
-    import io
+    from concurrent.futures import ThreadPoolExecutor
 
     import pandas as pd
+
     from components.data import shards
-    from PIL import Image
 
     rows = []
-    for split in shards.SPLITS:
-        for row in shards.rows(folder, split):
-            with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
-                width, height, channels = *image.size, len(image.getbands())
-                contrast = float(np.asarray(image.convert("L"), dtype=np.float32).std())
-            facts = {"width": width, "height": height, "channels": channels, "aspect": width / height, "contrast": contrast}
-            rows.append({**{k: row[k] for k in ("key", "label", "hash", "source")}, "split": split, **facts})
-    columns = ["key", "label", "hash", "source", "split", "width", "height", "channels", "aspect", "contrast"]
+    with ThreadPoolExecutor() as pool:
+        for split in shards.SPLITS:
+            for group in shards.row_groups(folder, split):
+                for row, facts in zip(group, pool.map(_facts, group, chunksize=64), strict=True):
+                    rows.append({**{k: row[k] for k in ("key", "label", "hash", "source")}, "split": split, **facts})
+    columns = ["key", "label", "hash", "source", "split", "width", "height", "aspect", "contrast"]
     frame = pd.DataFrame(rows, columns=columns)
     frame["splits_of_content"] = frame.groupby("hash")["split"].transform("nunique")
     return frame
+
+
+def _facts(row: dict[str, Any]) -> dict[str, float]:
+    """Pixels, aspect, and the standard deviation of brightness (0..127.5); nothing for what is not a picture."""
+    import io
+
+    from PIL import Image
+
+    from components.data.images import check, decode
+    from components.interfaces import ImageFormat
+
+    data = row["image"]["bytes"]
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+        contrast = float(decode(data, ImageFormat(64, 1)).std())
+    except Exception:  # a source of one's own may not have looked, and Pillow's decoders raise nearly anything
+        if check(data) is None:
+            raise
+        return {}
+    return {"width": width, "height": height, "aspect": width / height, "contrast": contrast}
 
 
 def _classes(frame: Any) -> list[dict[str, Any]]:
@@ -93,16 +123,19 @@ def _classes(frame: Any) -> list[dict[str, Any]]:
     return [{"class": name, **{k: int(v) for k, v in row.items()}} for name, row in counts.iterrows()]
 
 
-def _examples(folder: Path) -> bytes:
-    """Twenty evenly spaced pictures of each split, one row a split."""
-    from components.data import images, shards
+def _examples(folder: Path, image: ImageFormat) -> bytes:
+    """Twenty evenly spaced pictures of each split, one row a split, as networks see them."""
+    from components.data import shards
+    from components.data.batches import to_float
+    from components.data.images import decode
+    from flows import pictures
 
-    rows = []
-    for split in shards.SPLITS:
-        loaded = shards.load_split(folder, split).images
-        if len(loaded):
-            rows.append(loaded[np.linspace(0, len(loaded) - 1, 20).astype(int)])
-    return images.grid(rows, scale=max(1, 64 // rows[0].shape[-1]))
+    shown = []
+    for split, about in shards.describe(folder)["splits"].items():
+        wanted = set(np.linspace(0, about["rows"] - 1, 20).astype(int).tolist())
+        found = (row for number, row in enumerate(shards.rows(folder, split)) if number in wanted)
+        shown.append(to_float(np.stack([decode(row["image"]["bytes"], image) for row in found])))
+    return pictures.rows(shown)
 
 
 @flow(name="dataset", flow_run_name=label)

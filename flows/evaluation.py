@@ -3,8 +3,8 @@
 1. Reconstruction: the held-out images through the tokenizer.
 2. `sampled`: the final generator as the recipe's `sampling` draws it, the classes of the held-out images evenly; these
    metrics have plain names.
-3. With post-training, both generators without guidance at temperature 1: `before.*` and `after.*`, and what reinforcement
-   changed as `rl.*`. Guidance would hide it, and the same random numbers serve both.
+3. With post-training, both generators without guidance at temperature 1: `before.*` and `after.*`, and what
+   reinforcement changed as `rl.*`. Guidance would hide it, and the same random numbers serve both.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from prefect import flow
+
 from flows.context import StageContext
 from flows.networks import derived_seed, load_networks
+from flows.pipeline import label, walk
+from flows.request import Request
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,15 +42,17 @@ def body(ctx: StageContext) -> dict[str, float]:
     section = ctx.section("evaluation")
     size = int(section["batch_size"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = artifact.load(ctx.input("tokenizer"), Tokenizer).to(device)  # type: ignore[type-abstract]
+    tokenizer = artifact.load(ctx.input("tokenizer"), Tokenizer).to(device)
     networks = {name: network.to(device) for name, network in load_networks(ctx).items()}
-    specs = [registry.resolve(Metric, value) for value in section["metrics"]]  # type: ignore[type-abstract]
+    specs = [registry.resolve(Metric, value) for value in section["metrics"]]
 
     split = load_split(ctx.input("dataset"), "held_out")
     heldout, labels = to_float(split.images).to(device), torch.as_tensor(split.labels, device=device)
     reconstructions, tokens = _reconstruct(tokenizer, heldout, size)
     pairs = [
-        EvaluationBatch(heldout=heldout[p], heldout_labels=labels[p], reconstructions=reconstructions[p], tokens=tokens[p])
+        EvaluationBatch(
+            heldout=heldout[p], heldout_labels=labels[p], reconstructions=reconstructions[p], tokens=tokens[p]
+        )
         for p in _parts(len(heldout), size)
     ]
     ctx.progress(1, 4, "reconstructions")
@@ -74,7 +80,12 @@ def measure(
 
 
 def _samples(
-    ctx: StageContext, specs: list[Spec[Metric]], networks: Networks, tokenizer: Tokenizer, heldout: Tensor, labels: Tensor
+    ctx: StageContext,
+    specs: list[Spec[Metric]],
+    networks: Networks,
+    tokenizer: Tokenizer,
+    heldout: Tensor,
+    labels: Tensor,
 ) -> dict[str, float]:
     """Everything that is measured on drawn samples."""
     import torch
@@ -88,20 +99,28 @@ def _samples(
     section = ctx.section("evaluation")
     size, count = int(section["batch_size"]), int(section["samples"])
     stages = ["generator"] + (["posttraining"] if ctx.has("posttraining") else [])
-    generators = {s: artifact.load(ctx.input(s), Generator).to(heldout.device) for s in stages}  # type: ignore[type-abstract]
+    generators = {s: artifact.load(ctx.input(s), Generator).to(heldout.device) for s in stages}
     final = generators[stages[-1]]
     classes = len(describe(ctx.input("dataset"))["target_classes"])  # they come first
     labeled = classes > 0
-    asked = torch.arange(classes, device=heldout.device) if labeled else torch.tensor([final.classes], device=heldout.device)
+    asked = (
+        torch.arange(classes, device=heldout.device)
+        if labeled
+        else torch.tensor([final.classes], device=heldout.device)
+    )
     wanted = asked[torch.arange(count, device=heldout.device) % len(asked)]
 
     def drawn(generator: Generator, sampler: Sampler) -> tuple[dict[str, float], Tensor]:
         rng = torch.Generator(heldout.device).manual_seed(derived_seed(ctx.seed, "evaluation"))
         images = torch.cat([
-            tokenizer.decode(sampler.sample(generator, wanted[p], rng)).detach().clamp(-1, 1) for p in _parts(count, size)
+            tokenizer.decode(sampler.sample(generator, wanted[p], rng)).detach().clamp(-1, 1)
+            for p in _parts(count, size)
         ])  # fmt: skip
         real = [EvaluationBatch(heldout=heldout[p], heldout_labels=labels[p]) for p in _parts(len(heldout), size)]
-        fake = [EvaluationBatch(samples=images[p], sample_labels=wanted[p] if labeled else None) for p in _parts(count, size)]
+        fake = [
+            EvaluationBatch(samples=images[p], sample_labels=wanted[p] if labeled else None)
+            for p in _parts(count, size)
+        ]
         return measure(specs, networks, tokenizer.spec, [*real, *fake]), images
 
     def rows(images: Tensor) -> list[Tensor]:
@@ -109,7 +128,7 @@ def _samples(
         return [images[wanted == label][:COLUMNS] for label in asked]
 
     plain = Ancestral(temperature=1.0, guidance=1.0)
-    metrics, images = drawn(final, registry.build(Sampler, ctx.section("sampling") or {"type": "ancestral"}))  # type: ignore[type-abstract]
+    metrics, images = drawn(final, registry.build(Sampler, ctx.section("sampling") or {"type": "ancestral"}))
     ctx.figure("samples", pictures.rows(rows(images)))
     ctx.progress(2, 4, "samples")
     if not ctx.has("posttraining"):
@@ -157,11 +176,19 @@ def _rows(specs: list[Spec[Metric]], metrics: dict[str, float]) -> list[dict[str
     from components import registry
     from components.interfaces import Metric
 
-    better = {choice.type: registry.lookup(Metric, choice.type).better for choice in specs}  # type: ignore[type-abstract]
+    better = {choice.type: registry.lookup(Metric, choice.type).better for choice in specs}
     rows = []
     for name, value in metrics.items():
         kind = next((t for t in better if name == t or name.startswith(f"{t}_")), "")
         if kind:
             interval = [metrics.get(f"{name}.{end}") for end in ("low", "high")]
-            rows.append({"metric": name, "value": value, "low": interval[0], "high": interval[1], "better": better[kind]})
+            rows.append(
+                {"metric": name, "value": value, "low": interval[0], "high": interval[1], "better": better[kind]}
+            )
     return rows
+
+
+@flow(name="evaluation", flow_run_name=label)
+def evaluation(request: Request) -> dict[str, dict[str, float]]:
+    """Measure the models of a recipe on held-out data, and make what it needs."""
+    return walk(request, until="evaluation")

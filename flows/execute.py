@@ -1,8 +1,8 @@
 """`tessera run`: decides what there is to do first, and starts servers only if there is something.
 
-    nothing stale        -> says so; neither Prefect nor Ray nor torch is imported
-    --inline or --data   -> the bodies run in this process, no server
-    otherwise            -> services (attached to if they run), then the `pipeline` flow in this process
+nothing stale        -> says so; neither Prefect nor Ray nor torch is imported
+--inline or --data   -> the bodies run in this process, no server
+otherwise            -> services (attached to if they run), then the `pipeline` flow in this process
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ class Options:
 
 
 def execute(
-    settings: Settings, recipe: str, scale: str | None, overrides: list[str], name: str, data: str | None, options: Options
+    settings: Settings,
+    recipe: str,
+    scale: str | None,
+    overrides: list[str],
+    name: str,
+    data: str | None,
+    options: Options,
 ) -> None:
     """Brings one run up to date and shows how it went."""
     started = time.monotonic()
@@ -58,7 +64,9 @@ def _inline(settings: Settings, run: Path, wanted: list[str], options: Options) 
 
     with (
         Board() as board,
-        opened(run, settings, Compute(mode="inline"), force=options.force, keep=options.keep, watch=board.watch) as walk,
+        opened(
+            run, settings, Compute(mode="inline"), force=options.force, keep=options.keep, watch=board.watch
+        ) as walk,
     ):
         for stage in wanted:
             walk.step(stage)
@@ -66,7 +74,13 @@ def _inline(settings: Settings, run: Path, wanted: list[str], options: Options) 
 
 
 def _flow(
-    settings: Settings, run: Path, recipe: str, scale: str | None, overrides: list[str], options: Options, wanted: list[str]
+    settings: Settings,
+    run: Path,
+    recipe: str,
+    scale: str | None,
+    overrides: list[str],
+    options: Options,
+    wanted: list[str],
 ) -> None:
     from infra import services
 

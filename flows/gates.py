@@ -57,14 +57,14 @@ def parse(text: str) -> Gate:
     """Reads one gate; raises GateError with the form that is expected."""
     match = _GATE.match(text)
     if not match:
-        raise GateError(f"cannot read the gate '{text}'; write e.g. 'class_accuracy >= 0.9' or 'fd_judge <= 1.02 * champion'")
+        raise GateError(
+            f"cannot read the gate '{text}'; write e.g. 'class_accuracy >= 0.9' or 'fd_judge <= 1.02 * champion'"
+        )
     of_champion = bool(match["times"] or match["champion"])
     return Gate(match["metric"], match["sign"], float(match["factor"] or 1.0), of_champion, text.strip())  # type: ignore[arg-type]
 
 
-def judge(
-    gates: Sequence[str], metrics: Mapping[str, float], champion: Mapping[str, float] | None
-) -> list[Verdict]:
+def judge(gates: Sequence[str], metrics: Mapping[str, float], champion: Mapping[str, float] | None) -> list[Verdict]:
     """One verdict a gate. `champion` holds the champion's metrics on the same held-out data, None if there is none."""
     return [_judge(parse(text), metrics, champion) for text in gates]
 

@@ -17,6 +17,7 @@ def body(ctx: StageContext) -> dict[str, float]:
     """Trains the recipe's generator; writes it, and how well it predicts tokens it has not seen."""
     import numpy as np
     import torch
+
     from components import artifact, registry
     from components.data.batches import TokenBatches
     from components.interfaces import Generator, TokenSpec
@@ -40,13 +41,15 @@ def body(ctx: StageContext) -> dict[str, float]:
         "parameters": sum(p.numel() for p in generator.parameters()),
         "samples_per_second": last.get("samples_per_second", math.nan),
     }
+    device = next(generator.parameters()).device  # where the training left it
     for split in ("target", "held_out"):
         path = ctx.input("tokens") / f"{split}.tokens.npy"
         if path.is_file():
-            tokens = torch.from_numpy(np.load(path).astype(np.int64))
-            labels = torch.from_numpy(np.load(ctx.input("tokens") / f"{split}.labels.npy"))
+            tokens = torch.from_numpy(np.load(path).astype(np.int64)).to(device)
+            labels = torch.from_numpy(np.load(ctx.input("tokens") / f"{split}.labels.npy")).to(device)
             with torch.inference_mode():
-                nats = [-generator.log_probs(t, y).mean(1) for t, y in zip(tokens.split(512), labels.split(512), strict=True)]
+                parts = zip(tokens.split(512), labels.split(512), strict=True)
+                nats = [-generator.log_probs(part, asked).mean(1) for part, asked in parts]
             metrics[f"{split}.bits_per_token"] = float(torch.cat(nats).mean()) / math.log(2)
     return metrics
 

@@ -7,7 +7,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from prefect import flow
+
 from flows.context import StageContext, StageFailed
+from flows.pipeline import label, walk
+from flows.request import Request
 
 
 def body(ctx: StageContext) -> dict[str, float]:
@@ -77,3 +81,9 @@ def _save_array(path: str, array: Any) -> None:
 def _save_text(path: str, text: str) -> None:
     with open(path, "w") as file:
         file.write(text)
+
+
+@flow(name="mixture", flow_run_name=label)
+def mixture(request: Request) -> dict[str, dict[str, float]]:
+    """Search the mixture of a recipe over its data set."""
+    return walk(request, until="mixture")

@@ -13,7 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefect import flow
+
 from flows.context import StageContext, StageFailed
+from flows.pipeline import label, walk
+from flows.request import Request
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +51,8 @@ def body(ctx: StageContext) -> dict[str, float]:
     done = 0
     for name, section in sections.items():
         seed = derived_seed(ctx.seed, f"networks.{name}")
-        spec = registry.resolve(FeatureExtractor, {k: v for k, v in section.items() if k != "train"})
+        chosen = {key: value for key, value in section.items() if key != "train"}
+        spec = registry.resolve(FeatureExtractor, chosen)
         config = Train.model_validate(section["train"])
         torch.manual_seed(seed)
         network = spec.build(image, classes)
@@ -105,7 +110,7 @@ def load_networks(ctx: StageContext) -> dict[str, FeatureExtractor]:
 
     networks = {}
     for name in ctx.recipe.get("networks") or {}:
-        networks[name] = artifact.load(ctx.input("networks") / name, FeatureExtractor)  # type: ignore[type-abstract]
+        networks[name] = artifact.load(ctx.input("networks") / name, FeatureExtractor)
         networks[name].requires_grad_(False)
     return networks
 
@@ -125,3 +130,9 @@ class _Part:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         named = {f"{self.name}.{key}": value for key, value in metrics.items()}
         self.monitor.log(self.before + step, {**named, **({"loss": metrics["loss"]} if "loss" in metrics else {})})
+
+
+@flow(name="networks", flow_run_name=label)
+def networks(request: Request) -> dict[str, dict[str, float]]:
+    """Train the further networks of a recipe."""
+    return walk(request, until="networks")

@@ -65,20 +65,20 @@ def walk(request: Request, until: str | None = None) -> dict[str, dict[str, floa
     last = until or request.until
     with ExitStack() as stack:
         stack.enter_context(services.lease(settings))
-        services.ensure(settings, {"ray"})
+        compute.warm(run.name, settings)
         options = {"force": frozenset(request.force), "keep": frozenset(request.keep)}
         context = opened(run, settings, how, **options, watch=_Artifacts(run).watch, flow_run=str(flow_run.id))
         walker = stack.enter_context(context)
-        stack.callback(compute.release, run.name)
+        stack.callback(compute.release, run.name, settings)
         for node in walker.graph.stages:
             state = stage.with_options(name=node.name, task_run_name=node.name)(walker, node.name, return_state=True)
             results[node.name] = state.result().metrics
             if node.name == last:
                 break
+        decision = None
         if "registration" in results:
-            verdict = promote.with_options(task_run_name="promotion")(settings, run)
-            results["promotion"] = {"promoted": float(verdict.promoted)}
-        walker.finish()
+            decision = promote.with_options(task_run_name="promotion")(settings, run)
+        walker.finish(decision)
     return results
 
 
@@ -89,7 +89,9 @@ def stage(walker: Walk, name: str) -> State[Outcome]:
     if outcome.metrics:
         rows = [{"metric": metric, "value": value} for metric, value in outcome.metrics.items()]
         create_table_artifact(rows, key=f"{name}-metrics", description=f"{name} of {walker.run.name}: {outcome.state}")
-    for figure in sorted((walker.run / "outputs" / name / "figures").glob("*.png")) if outcome.state != "cached" else []:
+    for figure in (
+        sorted((walker.run / "outputs" / name / "figures").glob("*.png")) if outcome.state != "cached" else []
+    ):
         picture = base64.b64encode(figure.read_bytes()).decode()
         markdown = f"## {name}: {figure.stem}\n\n![{figure.stem}](data:image/png;base64,{picture})\n"
         key = f"{name}-{figure.stem}".replace("_", "-").lower()
@@ -126,7 +128,9 @@ class _Artifacts:
         percent = 100.0 * event["done"] / event["total"]
         artifact, last = self.artifacts.get(name, (None, 0.0))
         if artifact is None:
-            artifact = create_progress_artifact(percent, key=f"{name}-progress", description=f"{name} of {self.run.name}")
+            artifact = create_progress_artifact(
+                percent, key=f"{name}-progress", description=f"{name} of {self.run.name}"
+            )
         elif time.monotonic() - last < 2.0 and event["done"] < event["total"]:
             return
         else:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flows import recipes, runs
+from flows import publish, recipes, runs
 from infra import graph, records
 from infra.settings import Settings
 
@@ -63,7 +63,7 @@ def plan(run: Path, settings: Settings, force: frozenset[str] = frozenset()) -> 
             if why:
                 state = "runs"
             elif upstream:
-                state, why = "may run", {name: "may change" for name in upstream}
+                state, why = "may run", dict.fromkeys(upstream, "may change")
             else:
                 state = "cached"
             if state != "cached":
@@ -71,3 +71,10 @@ def plan(run: Path, settings: Settings, force: frozenset[str] = frozenset()) -> 
             cost = records.last_cost(settings, node.name, run.name)
             planned.append(Planned(node.name, state, why, cost))
     return planned
+
+
+def published(run: Path, stages: list[str]) -> bool:
+    """Whether everything that follows the commits of these stages was done, too."""
+    with graph.open_graph(run) as opened:
+        done = all(publish.published(run, opened.node(name)) for name in stages)
+    return done and (run / "report.html").is_file()

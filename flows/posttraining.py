@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 
+from prefect import flow
+
 from flows.context import StageContext
 from flows.networks import derived_seed, load_networks
+from flows.pipeline import label, walk
+from flows.request import Request
 
 
 def body(ctx: StageContext) -> dict[str, float]:
@@ -19,8 +23,8 @@ def body(ctx: StageContext) -> dict[str, float]:
     section = dict(ctx.section("posttraining"))
     config = Train.model_validate(section.pop("train"))
     seed = derived_seed(ctx.seed, "posttraining")
-    generator = artifact.load(ctx.input("generator"), Generator)  # type: ignore[type-abstract]
-    tokenizer = artifact.load(ctx.input("tokenizer"), Tokenizer)  # type: ignore[type-abstract]
+    generator = artifact.load(ctx.input("generator"), Generator)
+    tokenizer = artifact.load(ctx.input("tokenizer"), Tokenizer)
     tokens = json.loads((ctx.input("tokens") / "tokens.json").read_text())
     asked = [tokens["classes"].index(name) for name in tokens["target_classes"]] or [generator.classes]
 
@@ -33,3 +37,9 @@ def body(ctx: StageContext) -> dict[str, float]:
     wired = (generator.spec, generator.classes)
     artifact.save(ctx.output, Generator, spec, wired, method.generator.eval())
     return metrics
+
+
+@flow(name="posttraining", flow_run_name=label)
+def posttraining(request: Request) -> dict[str, dict[str, float]]:
+    """Improve the generator of a recipe by its reward, and make what it needs."""
+    return walk(request, until="posttraining")

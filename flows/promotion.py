@@ -10,6 +10,7 @@ import getpass
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from components import yamlio
 from flows import gates
@@ -27,6 +28,10 @@ class Decision:
     promoted: bool
     text: str
     verdicts: list[gates.Verdict] = field(default_factory=list)
+    against: dict[str, float] | None = None  # the champion's metrics
+
+    def as_json(self) -> dict[str, Any]:
+        return {"verdicts": [v.row() for v in self.verdicts], "against": self.against, "text": self.text}
 
 
 class PromotionError(ValueError):
@@ -46,26 +51,35 @@ def person() -> str:
 def decide(settings: Settings, run: Path, *, who: str, why: str) -> Decision:
     """Judges the version that a run registered, and promotes it if every gate passes. Idempotent: the champion stays."""
     recipe = yamlio.load(run / "recipe.yaml")
-    version = registry.version_of(settings, run)
+    model = recipe["system"]
+    version = registry.version_of(settings, run, model)
     if version is None:
         raise PromotionError(f"run '{run.name}' has not registered a model version; finish it with `tessera run`")
-    model = recipe["system"]
     current = ledger.champion(settings, model)
     if current == version:
         return Decision(model, version, current, False, f"{model} version {version} is the champion already")
     metrics = json.loads((run / "metrics" / "evaluation.json").read_text())
-    against = registry.metrics(settings, model, current, data=registry.heldout_data(run)) if current else None
+    against = registry.metrics(settings, model, current, data=heldout(run)) if current else None
     if current and against is None and any(gates.parse(gate).of_champion for gate in recipe["gates"]):
         against = _measure_again(settings, model, current, run)
     verdicts = gates.judge(recipe["gates"], metrics, against)
     failed = [verdict.gate for verdict in verdicts if not verdict.passed]
     if failed:
         text = f"{model} version {version} stays a candidate: {', '.join(failed)} not met"
-        return Decision(model, version, current, False, text, verdicts)
+        return Decision(model, version, current, False, text, verdicts, against)
     report = [verdict.row() for verdict in verdicts]
     ledger.promote(settings, model, version, who=who, why=why, gates=report, expected=current)
     before = f", version {current} is now `previous`" if current else ""
-    return Decision(model, version, version, True, f"{model} version {version} is the champion{before}", verdicts)
+    return Decision(
+        model, version, version, True, f"{model} version {version} is the champion{before}", verdicts, against
+    )
+
+
+def heldout(run: Path) -> str:
+    """Content hash of the data set that the run's evaluation used."""
+    lock = yamlio.load(run / "dvc.lock")
+    deps = lock["stages"]["evaluation"]["deps"]
+    return next(dep["md5"] for dep in deps if dep["path"] == "outputs/dataset")
 
 
 def _measure_again(settings: Settings, model: str, version: str, run: Path) -> dict[str, float]:

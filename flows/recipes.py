@@ -130,7 +130,9 @@ def _scaled(project: Path, path: Path, recipe: dict[str, Any], scale: str | None
     if wanted == "paper":
         return recipe
     choices = sorted({*scales, "paper"})
-    raise RecipeError(f"{_shown(project, path)} has no scale '{wanted}'{nearest(wanted, choices)} (it has: {', '.join(choices)})")
+    raise RecipeError(
+        f"{_shown(project, path)} has no scale '{wanted}'{nearest(wanted, choices)} (it has: {', '.join(choices)})"
+    )
 
 
 def merge(base: Any, change: Any) -> Any:
@@ -160,7 +162,9 @@ def _override(recipe: dict[str, Any], override: str) -> None:
         last = depth == len(names) - 1
         if isinstance(place, list):
             if not part.isdigit() or int(part) >= len(place):
-                raise RecipeError(f"'{override}': {'.'.join(names[:depth])} is a list of {len(place)}, '{part}' is not in it")
+                raise RecipeError(
+                    f"'{override}': {'.'.join(names[:depth])} is a list of {len(place)}, '{part}' is not in it"
+                )
             if last:
                 place[int(part)] = value
             else:
@@ -205,7 +209,9 @@ def _check_references(file: str, recipe: dict[str, Any]) -> None:
                 visit(inner, f"{where}.{index}")
         elif isinstance(value, str) and (match := _REFERENCE.fullmatch(value)) and match["name"] not in networks:
             listing = f" (it has: {', '.join(networks)})" if networks else " (it has none)"
-            raise RecipeError(f"{file}: {where}: the recipe has no network '{value}'{nearest(match['name'], networks)}{listing}")
+            raise RecipeError(
+                f"{file}: {where}: the recipe has no network '{value}'{nearest(match['name'], networks)}{listing}"
+            )
 
     for section in ("tokenizer", "generator", "posttraining", "evaluation"):
         visit(recipe[section], section)

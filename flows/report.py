@@ -16,9 +16,9 @@ from typing import Any
 
 from components import yamlio
 from flows import runs
-from flows.gates import Verdict
+from flows.promotion import Decision
 from flows.terminal import number
-from infra.storage import write_bytes_atomic
+from infra.storage import write_bytes_atomic, write_json_atomic
 
 #: figures that stand at the top of the page, in this order, with the sentence below them
 _HERO = (
@@ -38,15 +38,19 @@ class Chart:
     svg: str
 
 
-def write(run: Path, verdicts: list[Verdict], champion: dict[str, float] | None, text: str) -> Path:
-    """Makes the page of a run; `verdicts` and `champion` as the promotion saw them, `text` what it decided."""
-    page = render(run, verdicts, champion, text)
+def write(run: Path, decision: Decision | None) -> Path:
+    """Makes the page of a run; without a decision, with that of the last time."""
+    kept = run / "work" / "decision.json"
+    if decision is not None:
+        write_json_atomic(kept, decision.as_json())
+    last = json.loads(kept.read_text()) if kept.is_file() else {"verdicts": [], "against": None, "text": ""}
+    page = render(run, last["verdicts"], last["against"], last["text"])
     path = run / "report.html"
     write_bytes_atomic(path, page.encode())
     return path
 
 
-def render(run: Path, verdicts: list[Verdict], champion: dict[str, float] | None, text: str) -> str:
+def render(run: Path, verdicts: list[dict[str, Any]], champion: dict[str, float] | None, text: str) -> str:
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     environment = Environment(loader=PackageLoader("flows", "templates"), autoescape=select_autoescape(default=True))
@@ -74,7 +78,7 @@ def render(run: Path, verdicts: list[Verdict], champion: dict[str, float] | None
         has_champion=champion is not None,
         charts=[chart for name in stages if (chart := loss_chart(run, name))],
         tables=[(stage, path.stem, _table(path)) for stage in stages for path in _tables(run, stage)],
-        verdicts=[verdict.row() for verdict in verdicts],
+        verdicts=verdicts,
         decision=text,
         graph=graph_svg(run, stages, metrics),
         settings=yamlio.dump({k: v for k, v in recipe.items() if k != "code"}),

@@ -28,10 +28,16 @@ class Request(BaseModel):
     model_config = ConfigDict(use_enum_values=True, extra="forbid")
 
     recipe: Recipe = Field(description="the recipe: a file in recipes/")
-    scale: Scale = Field(default="tiny", description="tiny: CPU, minutes; small: one GPU, about an hour; paper: as published")
-    overrides: list[str] = Field(default=[], description="changes to the recipe, each a.b=c, e.g. generator.train.steps=2000")
+    scale: Scale = Field(
+        default="tiny", description="tiny: CPU, minutes; small: one GPU, about an hour; paper: as published"
+    )
+    overrides: list[str] = Field(
+        default=[], description="changes to the recipe, each a.b=c, e.g. generator.train.steps=2000"
+    )
     name: str = Field(default="", description="name of the run; empty: made from recipe and overrides")
     until: Stage = Field(default="registration", description="the last stage to run")
     force: list[Stage] = Field(default=[], description="stages to run even when they are up to date")
-    keep: list[Stage] = Field(default=[], description="stages whose present output is accepted although something changed")
+    keep: list[Stage] = Field(
+        default=[], description="stages whose present output is accepted although something changed"
+    )
     workers: int = Field(default=1, ge=1, description="training processes; more than one trains data-parallel")

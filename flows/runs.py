@@ -123,7 +123,9 @@ def find(project: Path, name: str) -> Path:
     short = check_name(Path(name).name if Path(name).parent.name == "runs" else name.rstrip("/"))
     folder = project / "runs" / short
     if not (folder / "recipe.yaml").is_file():
-        raise RunError(f"there is no run '{short}'{nearest(short, [r.name for r in all_runs(project)])}; `tessera runs` lists them")
+        raise RunError(
+            f"there is no run '{short}'{nearest(short, [r.name for r in all_runs(project)])}; `tessera runs` lists them"
+        )
     return folder
 
 
@@ -180,7 +182,7 @@ def init_project(folder: Path) -> None:
     for name in ("dvc.yaml", "prefect.yaml"):
         shutil.copy(own / name, folder / name)
     (folder / "my_components.py").write_text(_MODULE)
-    (folder / ".gitignore").write_text("/.tessera/\n/runs/\n__pycache__/\n")
+    (folder / ".gitignore").write_text("/.tessera/\n__pycache__/\n")
     (folder / "README.md").write_text(
         "# A Tessera project\n\n`tessera run quickstart` runs the example, `tessera run tokenizer --data FOLDER` trains on your\n"
         "pictures. Recipes are in `recipes/`, components of your own in `my_components.py`.\n"

@@ -65,7 +65,9 @@ class TokenizerOwn(WithTrain):
 
 
 class MixtureOwn(_Section):
-    target_share: float = Field(default=0.0, ge=0, lt=1, description="share of training draws taken from the target itself")
+    target_share: float = Field(
+        default=0.0, ge=0, lt=1, description="share of training draws taken from the target itself"
+    )
 
 
 class Nothing(_Section):

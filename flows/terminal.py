@@ -63,11 +63,18 @@ class Board:
     def _ended(self, stage: str, state: str, event: dict[str, Any]) -> None:
         if stage in self.bars:
             self.progress.remove_task(self.bars.pop(stage))
-        mark = {"ran": "[green]done[/]", "cached": "[cyan]cached[/]", "restored": "[cyan]restored[/]", "kept": "[yellow]kept[/]"}
+        mark = {
+            "ran": "[green]done[/]",
+            "cached": "[cyan]cached[/]",
+            "restored": "[cyan]restored[/]",
+            "kept": "[yellow]kept[/]",
+        }
         metrics = event.get("metrics", {})
         shown = "  ".join(f"{k} {number(v)}" for k, v in list(metrics.items())[:_SHOWN])
         seconds = f"{event['seconds']:6.1f} s" if "seconds" in event else " " * 8
-        console.print(f"  {stage:<13} {mark.get(state, state):<17} {seconds}  [dim]{event.get('text', shown)}[/]", soft_wrap=True)
+        console.print(
+            f"  {stage:<13} {mark.get(state, state):<17} {seconds}  [dim]{event.get('text', shown)}[/]", soft_wrap=True
+        )
 
 
 def number(value: float) -> str:

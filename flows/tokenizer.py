@@ -13,11 +13,13 @@ from flows.request import Request
 def body(ctx: StageContext) -> dict[str, float]:
     """Trains the recipe's tokenizer; writes it, held-out reconstructions to look at, and how good they are."""
     import torch
+
     from components import artifact, registry
     from components.data import shards
     from components.data.batches import ImageBatches, to_float
     from components.interfaces import Tokenizer, Transform
     from components.quantizers._codebook import usage
+    from components.training import distributed
     from components.training.config import Train
     from components.training.trainer import train
     from flows import pictures
@@ -33,8 +35,9 @@ def body(ctx: StageContext) -> dict[str, float]:
     last = train(tokenizer, batches, config, checkpoints=ctx.checkpoints, monitor=ctx, seed=ctx.seed)
     artifact.save(ctx.output, Tokenizer, chosen, (image,), tokenizer)
     held_out = to_float(shards.load_split(ctx.input("dataset"), "held_out").images[:2000])
-    tokens = torch.cat([tokenizer.encode(part) for part in held_out.split(256)])
-    drawn = torch.cat([tokenizer.decode(part) for part in tokens.split(256)])
+    device = distributed.device()
+    tokens = torch.cat([tokenizer.encode(part.to(device)) for part in held_out.split(256)])
+    drawn = torch.cat([tokenizer.decode(part).cpu() for part in tokens.split(256)])
     ctx.figure("reconstructions", pictures.pairs(held_out[:20], drawn[:20]))
     share, perplexity = usage(tokens, tokenizer.spec.vocabulary)
     error = (drawn - held_out).square().flatten(1).mean(1) / 4  # pixels in [0, 1]

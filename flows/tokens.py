@@ -18,14 +18,17 @@ def body(ctx: StageContext) -> dict[str, float]:
     """Encodes every split with the run's tokenizer; writes token and label arrays and tokens.json."""
     import numpy as np
     import torch
+
     from components import artifact
     from components.data import shards
     from components.data.batches import to_float
     from components.interfaces import Tokenizer
     from components.quantizers._codebook import usage
+    from components.training import distributed
 
     about = shards.describe(ctx.input("dataset"))
-    tokenizer = artifact.load(ctx.input("tokenizer"), Tokenizer)
+    device = distributed.device()
+    tokenizer = artifact.load(ctx.input("tokenizer"), Tokenizer).to(device)
     spec = tokenizer.spec
     kind = np.min_scalar_type(spec.vocabulary - 1)
     total = sum(split["rows"] for split in about["splits"].values())
@@ -35,7 +38,7 @@ def body(ctx: StageContext) -> dict[str, float]:
         split = shards.load_split(ctx.input("dataset"), name)
         parts = []
         for start in range(0, len(split.images), _BATCH):
-            parts.append(tokenizer.encode(to_float(split.images[start : start + _BATCH])).numpy())
+            parts.append(tokenizer.encode(to_float(split.images[start : start + _BATCH]).to(device)).cpu().numpy())
             done += len(parts[-1])
             ctx.progress(done, total, name)
         tokens = np.concatenate(parts)

@@ -71,5 +71,7 @@ def decode(settings: Settings, ref: str, codes: Path, output: Path) -> None:
     model = serving.load(ref, settings)
     output.mkdir(parents=True, exist_ok=True)
     for index, (name, image) in enumerate(zip(names, model.decode(rows), strict=True)):
-        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(output / f"{index:05d}-{Path(name).stem}.png")
+        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
+            output / f"{index:05d}-{Path(name).stem}.png"
+        )
     console.print(f"wrote {len(rows)} pictures to {output}")

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from components import yamlio
-from flows import publish
+from flows import publish, report
+from flows.promotion import Decision, person
 from infra import compute, graph, records
 from infra.settings import Settings
 from infra.storage import write_json_atomic
@@ -91,7 +92,7 @@ class Walk:
         work = self.run / "work" / node.name
         self._make_workplace(node, work)
         self.watch(node.name, {"state": "running", "why": why})
-        tracker = publish.Tracker(self.run, node, self.settings, self.flow_run)
+        tracker = publish.Tracker(self.run, node, self.settings)
 
         def progress(event: dict[str, Any]) -> None:
             tracker.log(event)
@@ -105,9 +106,13 @@ class Walk:
             key=attempt,
             run=self.run.name,
             work=work,
-            compute=self.how,
+            settings=self.settings,
+            compute=self.how
+            if node.trains
+            else compute.Compute(mode="worker" if self.how.mode == "train" else self.how.mode),
             on_progress=progress,
         )
+        tracker.flush()
         body_seconds = _body_seconds(work, began)
         node.commit()
         records.put(
@@ -134,6 +139,12 @@ class Walk:
             work.mkdir(parents=True)
             write_json_atomic(path, identity)
 
+    def finish(self, decision: Decision | None = None) -> None:
+        """The report, MLflow's parent run, and the outputs into the remote."""
+        report.write(self.run, decision)
+        publish.finish(self.run, self.settings)
+        self.graph.push()
+
     def _metrics(self, name: str) -> dict[str, float]:
         path = self.run / "metrics" / f"{name}.json"
         return json.loads(path.read_text()) if path.is_file() else {}
@@ -142,7 +153,7 @@ class Walk:
         path = self.run / "events" / "kept.jsonl"
         path.parent.mkdir(exist_ok=True)
         with open(path, "a") as file:
-            file.write(json.dumps({"stage": name, "time": time.time(), "who": publish.person(), "why": why}) + "\n")
+            file.write(json.dumps({"stage": name, "time": time.time(), "who": person(), "why": why}) + "\n")
 
 
 def _continuation(node: graph.StageNode) -> str:
@@ -152,7 +163,9 @@ def _continuation(node: graph.StageNode) -> str:
         if isinstance(value, dict):
             train = value.get("train")
             kept = {k: without_steps(v) for k, v in value.items() if k != "train"}
-            return kept | ({"train": {k: v for k, v in train.items() if k != "steps"}} if isinstance(train, dict) else {})
+            return kept | (
+                {"train": {k: v for k, v in train.items() if k != "steps"}} if isinstance(train, dict) else {}
+            )
         return value
 
     content = json.dumps([node.name, node.deps, without_steps(node.params)], sort_keys=True)

@@ -18,13 +18,17 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
+from configparser import ConfigParser
+from configparser import Error as ConfigError
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from infra import run_cache
 from infra.settings import Settings, environment
-from infra.storage import file_lock, write_bytes_atomic
+from infra.storage import write_bytes_atomic, yaml_bytes
 
 LOCK = "dvc.lock"
 
@@ -39,10 +43,9 @@ def create(run: Path, settings: Settings) -> None:
     """Makes `run` a DVC project that shares cache and remote with all others. Idempotent; safe to be interrupted.
 
     The files are what `dvc init --subdir` and `dvc config` write; writing them takes a millisecond instead of a process."""
-    git = (settings.project / ".git").exists()
+    git = _versioned(run, settings.project)
     home = settings.home
-    local = not settings.remote.startswith("s3://")
-    remote = os.path.relpath(settings.remote, run / ".dvc") if local else settings.remote
+    remote = _remote(run, settings)
     lines = [
         "[core]",
         "    remote = tessera",
@@ -54,13 +57,37 @@ def create(run: Path, settings: Settings) -> None:
         "    type = reflink,copy",  # a hard link would let a changed output change the cache
         "['remote \"tessera\"']",
         f"    url = {remote}",
-        *([] if local else ["    verify = true"]),
+        *(["    verify = true"] if remote.startswith("s3://") else []),
     ]
     (run / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
     _write_once(run / ".dvc" / "config", "\n".join(lines) + "\n")
     _write_once(run / ".dvc" / ".gitignore", "/config.local\n/tmp\n/cache\n")
     _write_once(run / ".dvcignore", "/work\n/events\n/report.html\n")
     _write_once(run / ".gitignore", "/outputs\n/metrics\n/plots\n/work\n/report.html\n")
+
+
+def _remote(run: Path, settings: Settings) -> str:
+    """The URL for the run's configuration. A folder is absolute, so that a clone of the project finds it, too; and what a
+    clone finds there it keeps, unless its settings name another remote."""
+    if settings.remote.startswith("s3://"):
+        return settings.remote
+    own = settings.home / "remote"
+    if Path(settings.remote) == own and (run / ".dvc" / "config").is_file():
+        config = ConfigParser(interpolation=None)
+        with contextlib.suppress(ConfigError):
+            config.read(run / ".dvc" / "config")
+        known = config.get("'remote \"tessera\"'", "url", fallback="")
+        if known and "://" not in known and (run / ".dvc" / known).is_dir():
+            return os.path.abspath(run / ".dvc" / known)
+    return os.path.abspath(settings.project / settings.remote)
+
+
+def _versioned(run: Path, project: Path) -> bool:
+    """Whether git keeps this run: DVC refuses a graph that git ignores, unless it is told to look away from git."""
+    if not (project / ".git").exists():
+        return False
+    asked = subprocess.run(["git", "check-ignore", "-q", str(run / "dvc.yaml")], cwd=project, capture_output=True)
+    return asked.returncode == 1
 
 
 def _write_once(path: Path, text: str) -> None:
@@ -86,6 +113,11 @@ class StageNode:
             if isinstance(dep, ParamsDependency):
                 found |= dep.read_params(flatten=True)
         return {name: _plain(value) for name, value in found.items()}
+
+    @property
+    def trains(self) -> bool:
+        """Whether a section of this stage has a `train` of its own."""
+        return any(isinstance(value, dict) and "train" in value for value in self.params.values())
 
     @property
     def deps(self) -> dict[str, str]:
@@ -135,20 +167,13 @@ class StageNode:
 
     def restore(self) -> bool:
         """Takes the outputs from the shared cache if any run has made them from the same inputs."""
-        from dvc.stage.cache import RunCacheNotFoundError
+        from dvc.exceptions import DvcException
 
         with self._graph.locked_repo():
             try:
-                self._graph.repo.stage_cache.restore(self._stage)
-            except (RunCacheNotFoundError, FileNotFoundError):
+                return run_cache.restore(self._graph.repo, self._stage)
+            except (DvcException, FileNotFoundError):  # a cache that lost an object: the stage runs instead
                 return False
-            except Exception as error:
-                from dvc.exceptions import DvcException
-
-                if isinstance(error, DvcException):  # a cache that lost an object: the stage runs instead
-                    return False
-                raise
-        return all(out.exists for out in self._stage.outs)
 
     def commit(self) -> None:
         """Outputs into the cache, then the lock. Raises GraphError when an output is not there."""
@@ -158,8 +183,9 @@ class StageNode:
             if not out.exists:
                 raise GraphError(f"{self._graph.run.name}: the stage {self.name} left no {out.def_path}")
         with self._graph.locked_repo():
-            self._stage.save(run_cache=True)
+            self._stage.save(run_cache=False)
             self._stage.commit()
+            run_cache.remember(self._graph.repo, self._stage)
             self._graph.write_lock(to_lockfile(self._stage))
 
 
@@ -187,13 +213,24 @@ class RunGraph:
 
         DVC's run cache resolves paths against the working directory, so that is the run's folder meanwhile."""
         with self.repo.lock, contextlib.chdir(self.run):
-            table = Path(self.repo.tmp_dir) / "rwlock"
-            if table.is_file():
-                try:
-                    json.loads(table.read_text() or "{}")
-                except json.JSONDecodeError:
-                    table.unlink()
+            self._mend_path_locks()
             yield
+
+    def _mend_path_locks(self) -> None:
+        """DVC writes the table in place; one that was torn by a kill stops every later command until it is removed."""
+        from dvc.lock import make_lock
+        from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK, SCHEMA
+        from voluptuous import Invalid
+
+        folder = Path(self.repo.tmp_dir)
+        table = folder / RWLOCK_FILE
+        if not table.is_file():
+            return
+        with make_lock(str(folder / RWLOCK_LOCK), tmp_dir=str(folder), wait=True):  # nobody is writing it now
+            try:
+                SCHEMA(json.loads(table.read_text()))
+            except (json.JSONDecodeError, Invalid):
+                table.unlink()
 
     def _read_lock(self) -> dict[str, Any]:
         if self._lock is None:
@@ -217,24 +254,32 @@ class RunGraph:
         return sections
 
     def write_lock(self, stages: dict[str, Any]) -> None:
-        from ruamel.yaml import YAML
-
         self._lock = None
         lock = self._read_lock()
-        lock["stages"] = {**lock["stages"], **{name: json.loads(json.dumps(entry)) for name, entry in stages.items()}}
-        import io
-
-        text = io.StringIO()
-        writer = YAML()
-        writer.default_flow_style = False
-        writer.dump(lock, text)
-        write_bytes_atomic(self.run / LOCK, text.getvalue().encode())
+        lock["stages"] = {**lock["stages"], **{name: _plain(entry) for name, entry in stages.items()}}
+        write_bytes_atomic(self.run / LOCK, yaml_bytes(lock))
 
     def push(self) -> int:
-        """Everything committed, and the run cache, to the remote; returns the number of new objects."""
-        targets = [str(self.run / "dvc.yaml")]
+        """The committed outputs into the remote; returns the number of new objects."""
+        self._forget_broken_trees()
         with contextlib.chdir(self.run):
-            return self.repo.push(targets=targets, run_cache=False)
+            return self.repo.push(targets=[str(self.run / "dvc.yaml")], run_cache=False)
+
+    def _forget_broken_trees(self) -> None:
+        """Removes from the remote each tree object of this run of which a leaf is gone.
+
+        DVC takes a tree object as proof that its leaves are there, too, and would never push them again."""
+        odb = self.repo.cloud.get_remote_odb()
+        for node in self.stages:
+            for out in node._stage.outs:
+                if not (out.hash_info and out.hash_info.isdir):
+                    continue
+                tree = odb.oid_to_path(out.hash_info.value)
+                if not odb.fs.exists(tree) or not (content := out.get_obj()):
+                    continue
+                leaves = [odb.oid_to_path(leaf.value) for _, _, leaf in content]
+                if not all(odb.fs.exists(leaves)):
+                    odb.fs.remove(tree)
 
 
 @contextmanager
@@ -291,7 +336,9 @@ def _differences(name: str, before: Any, now: Any) -> dict[str, str]:
     if isinstance(before, dict) and isinstance(now, dict):
         found: dict[str, str] = {}
         for key in dict.fromkeys([*before, *now]):
-            found |= _differences(f"{name}.{key}", before.get(key), now.get(key)) if before.get(key) != now.get(key) else {}
+            found |= (
+                _differences(f"{name}.{key}", before.get(key), now.get(key)) if before.get(key) != now.get(key) else {}
+            )
         return found
     if before == now:
         return {}
@@ -307,10 +354,8 @@ def _short(value: Any) -> str:
 
 def run_dvc(run: Path, settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
     """DVC's own command line in a run's folder."""
-    import sys
-
     command = [sys.executable, "-m", "dvc", *arguments]
     return subprocess.run(command, cwd=run, env=os.environ | environment(settings), capture_output=True, text=True)
 
 
-__all__ = ["GraphError", "RunGraph", "StageNode", "create", "file_lock", "lock_torn", "open_graph", "run_dvc"]
+__all__ = ["GraphError", "RunGraph", "StageNode", "create", "lock_torn", "open_graph", "run_dvc"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,18 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TESSERA_", extra="ignore")
 
     project: Path = Field(default_factory=Path.cwd, description="root of the project (where dvc.yaml and recipes/ are)")
-    home: Path = Field(default=Path(".tessera"), description="embedded stores, caches and logs; relative to the project")
+    home: Path = Field(
+        default=Path(".tessera"), description="embedded stores, caches and logs; relative to the project"
+    )
     remote: str = Field(default="", description="DVC remote: folder or s3:// URL; empty: <home>/remote")
-    ledger: str = Field(default="", description="where records and the ledger live: folder or s3://; empty: <home>/ledger")
+    ledger: str = Field(
+        default="", description="where records and the ledger live: folder or s3://; empty: <home>/ledger"
+    )
     tracking_uri: str = Field(default="", description="MLflow; empty: the embedded store")
     prefect_api: str = Field(default="", description="an existing Prefect server; empty: one is started when needed")
-    ray_address: str = Field(default="", description="an existing Ray head, host:port; empty: one is started when needed")
+    ray_address: str = Field(
+        default="", description="an existing Ray head, host:port; empty: one is started when needed"
+    )
     idle_minutes: float = Field(default=10.0, ge=0, description="services started by `run` end after this long unused")
     pending_seconds: float = Field(default=120.0, gt=0, description="how long work may wait for a free worker")
     prefect_port: int = Field(default=4200, ge=1, le=65535)
@@ -49,11 +54,6 @@ class Settings(BaseSettings):
     @property
     def artifacts(self) -> Path:
         return self.home / "mlartifacts"
-
-    @property
-    def identity(self) -> str:
-        """Eight letters that name this project among others on the machine."""
-        return hashlib.sha256(str(self.home).encode()).hexdigest()[:8]
 
     def model_post_init(self, _: Any) -> None:
         for name in ("project", "home"):

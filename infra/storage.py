@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import tempfile
@@ -38,6 +39,17 @@ def write_json_atomic(path: Path, value: Any) -> None:
     write_bytes_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
+def yaml_bytes(value: Any) -> bytes:
+    """YAML in the dialect that DVC reads and writes."""
+    from ruamel.yaml import YAML
+
+    text = io.StringIO()
+    writer = YAML()
+    writer.default_flow_style = False
+    writer.dump(value, text)
+    return text.getvalue().encode()
+
+
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
     """One process at a time; the lock dies with its holder."""
@@ -50,11 +62,17 @@ def file_lock(path: Path) -> Iterator[None]:
 class Store(Protocol):
     """Objects by name. `put_if_absent` is the one primitive that commits, records and the ledger are built on."""
 
-    def put_if_absent(self, name: str, data: bytes) -> bool: ...
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """Creates the object whole; False if there is one of that name, which then stays as it is."""
+        ...
 
-    def get(self, name: str) -> bytes | None: ...
+    def get(self, name: str) -> bytes | None:
+        """The object's content, None if there is none of that name."""
+        ...
 
-    def names(self, prefix: str) -> list[str]: ...
+    def names(self, prefix: str) -> list[str]:
+        """Every object in the folder `prefix`, sorted."""
+        ...
 
 
 class FolderStore:
@@ -85,9 +103,9 @@ class FolderStore:
         return path.read_bytes() if path.is_file() else None
 
     def names(self, prefix: str) -> list[str]:
-        folder = self._path(prefix)
+        folder, root = self._path(prefix), self.root.resolve()
         found = folder.rglob("*") if folder.is_dir() else []
-        return sorted(str(p.relative_to(self.root)) for p in found if p.is_file() and not p.name.startswith("."))
+        return sorted(p.relative_to(root).as_posix() for p in found if p.is_file() and not p.name.startswith("."))
 
     def _path(self, name: str) -> Path:
         path = (self.root / name).resolve()
@@ -127,7 +145,9 @@ class S3Store:
             raise StorageError(f"s3://{self.bucket}/{self._key(name)}: {error}") from error
 
     def names(self, prefix: str) -> list[str]:
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
+        # the slash: without it `promotions/a` would list those of the model `ab`, too
+        folder = self._key(prefix.rstrip("/") + "/")
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=folder)
         keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
         return sorted(key.removeprefix(f"{self.prefix}/" if self.prefix else "") for key in keys)
 

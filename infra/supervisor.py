@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
+import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,16 +27,19 @@ from typing import Any
 from infra.storage import write_json_atomic
 
 MARK = "TESSERA_SERVICE_OF"
+SERVICE = "TESSERA_SERVICE"
 _TICK = 0.2
-_PATIENCE = 8.0  # seconds between asking a service to end and ending it
+_PATIENCE = 5.0  # seconds between asking a service to end and ending it
 _RESTARTS = 5
+_SHOWN = ("port", "address", "dashboard", "request")  # what of a wanted service stands in the state
 _PR_SET_PDEATHSIG = 1
+_OF_RAY = re.compile(rb"^ray(::|-dashboard)|/ray/(core|dashboard|autoscaler|_private)/|ray\.util\.client")
 
 
 @dataclass
 class _Child:
-    process: subprocess.Popen[bytes]
-    started: float
+    process: subprocess.Popen[bytes] | None  # None: there is no such program
+    born: float | None
     wanted: str
     deaths: list[float] = field(default_factory=list)
 
@@ -53,7 +59,7 @@ def started(pid: int) -> float | None:
 
 def alive(entry: dict[str, Any] | None) -> bool:
     """Whether the process that an entry {pid, born} was written for still runs (pids are used again)."""
-    return bool(entry) and started(entry["pid"]) == entry["born"]
+    return bool(entry) and entry["born"] is not None and started(entry["pid"]) == entry["born"]
 
 
 def me() -> dict[str, Any]:
@@ -67,18 +73,39 @@ def read(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def marked(home: Path) -> list[int]:
-    """Every process that carries this project's mark, except the caller and its parents."""
-    mark = f"{MARK}={home}".encode()
+def leased(home: Path) -> bool:
+    """Whether a living process holds a lease on the services."""
+    return any(alive(read(lease)) for lease in (folder(home) / "leases").glob("*.json"))
+
+
+def ray_folder(home: Path) -> Path:
+    """Where Ray keeps logs and sockets. Names of sockets may have 107 bytes, so it is neither below the project nor
+    below TMPDIR, which may be long and differ from one command to the next."""
+    return Path("/tmp") / f"tessera-{hashlib.sha256(str(home).encode()).hexdigest()[:8]}"
+
+
+def marked(home: Path, service: str = "") -> list[int]:
+    """Every process of this project's services (or of one), except the caller and its parents: by the mark in its
+    environment, or, where a process has overwritten that (Ray's agents set their title there), by the log files it
+    holds open."""
+    marks = {f"{MARK}={home}".encode(), *([f"{SERVICE}={service}".encode()] if service else [])}
+    logs = str(ray_folder(home)) if service in ("", "ray") else ""
     spared = set(_ancestors())
     found = []
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) in spared:
+        if not entry.name.isdigit() or int(entry.name) in spared or started(int(entry.name)) is None:
             continue
         with contextlib.suppress(OSError):
-            if mark in (entry / "environ").read_bytes().split(b"\0") and started(int(entry.name)) is not None:
+            if marks <= set((entry / "environ").read_bytes().split(b"\0")) or (logs and _holds(entry, logs)):
                 found.append(int(entry.name))
     return found
+
+
+def _holds(process: Path, folder: str) -> bool:
+    """Whether a process of Ray's own (not a driver, which is a person's) has a file below the folder open."""
+    if not _OF_RAY.search((process / "cmdline").read_bytes()):
+        return False
+    return any(os.readlink(handle).startswith(folder) for handle in (process / "fd").iterdir())
 
 
 def _ancestors() -> list[int]:
@@ -123,16 +150,34 @@ class Supervisor:
             self._tend()
             state = self._state()
             if state != last:
-                write_json_atomic(self.folder / "state.json", json.loads(state))
-                last = state
-            if self._idle():
+                with contextlib.suppress(OSError):  # a full disk: tried again with the next tick
+                    write_json_atomic(self.folder / "state.json", json.loads(state))
+                    last = state
+            if not self.folder.is_dir():  # the project was removed
                 break
+            if self._idle() and self._close():
+                return
             time.sleep(_TICK)
-        for child in self.children.values():
-            with contextlib.suppress(ProcessLookupError):
-                child.process.terminate()
+        self._end_all()
+
+    def _close(self) -> bool:
+        """Ends everything while nobody can attach to it; False if somebody is about to."""
+        with open(self.home / "services.lock", "a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return False
+            if not self._idle():
+                return False
+            self._end_all()
+        return True
+
+    def _end_all(self) -> None:
         with contextlib.suppress(OSError):
             (self.folder / "state.json").unlink()
+        for child in self.children.values():
+            if child.process:
+                child.process.terminate()
         sweep(self.home)
 
     def _stop(self, *_: object) -> None:
@@ -147,30 +192,29 @@ class Supervisor:
             text = json.dumps(wanted, sort_keys=True)
             if child and child.wanted != text:  # asked for anew, differently
                 self.failed.pop(path.stem, None)
-                self._end(child)
+                self._end(path.stem, child)
                 self.children[path.stem] = self._start(path.stem, wanted, text, [])
             elif child is None:
                 self.children[path.stem] = self._start(path.stem, wanted, text, [])
-            elif child.process.poll() is not None and path.stem not in self.failed:
+            elif path.stem not in self.failed and child.process and child.process.poll() is not None:
                 self._restart(path.stem, child, wanted, text)
 
     def _restart(self, name: str, child: _Child, wanted: dict[str, Any], text: str) -> None:
         now = time.monotonic()
         deaths = [death for death in child.deaths if now - death < 120] + [now]
         if len(deaths) > _RESTARTS:
-            self.failed[name] = f"died {len(deaths)} times in two minutes (last exit code {child.process.returncode})"
+            code = child.process.returncode if child.process else None
+            self.failed[name] = f"died {len(deaths)} times in two minutes (last exit code {code})"
             return
         time.sleep(min(2.0, 0.2 * 2 ** len(deaths)))
         self._collect(name)
         self.children[name] = self._start(name, wanted, text, deaths)
 
     def _collect(self, name: str) -> None:
-        """What a dead service left behind (Ray's daemons outlive its head)."""
-        mark = f"TESSERA_SERVICE={name}".encode()
-        for pid in marked(self.home):
+        """What a dead service left behind (Ray's daemons and workers outlive its head)."""
+        for pid in marked(self.home, name):
             with contextlib.suppress(OSError):
-                if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                    os.kill(pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
 
     def _start(self, name: str, wanted: dict[str, Any], text: str, deaths: list[float]) -> _Child:
         log = self.home / "logs" / f"{name}.log"
@@ -182,44 +226,51 @@ class Supervisor:
             if os.getppid() != parent:
                 os._exit(1)
 
-        with open(log, "ab") as output:
-            process = subprocess.Popen(
-                wanted["argv"],
-                env=wanted["env"] | {MARK: str(self.home), "TESSERA_SERVICE": name},
-                cwd=wanted["cwd"],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
-        return _Child(process, time.monotonic(), text, deaths)
+        try:
+            with open(log, "ab") as output:
+                process = subprocess.Popen(
+                    wanted["argv"],
+                    env=wanted["env"] | {MARK: str(self.home), SERVICE: name},
+                    cwd=wanted["cwd"],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=die_with_parent,
+                )
+        except OSError as error:
+            self.failed[name] = f"could not be started: {error}"
+            return _Child(None, None, text, deaths)
+        return _Child(process, started(process.pid), text, deaths)
 
-    def _end(self, child: _Child) -> None:
-        with contextlib.suppress(ProcessLookupError):
+    def _end(self, name: str, child: _Child) -> None:
+        if child.process:
             child.process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.process.wait(_PATIENCE)
-        if child.process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.process.wait(_PATIENCE)
             child.process.kill()
+        self._collect(name)
 
     def _state(self) -> str:
         services = {}
         for name, child in self.children.items():
-            pid = child.process.pid
             services[name] = {
-                "pid": pid,
-                "born": started(pid),
+                "pid": child.process.pid if child.process else 0,
+                "born": child.born,
                 "restarts": len(child.deaths),
                 "failed": self.failed.get(name),
-                **{k: v for k, v in json.loads(child.wanted).items() if k in ("port", "address", "dashboard")},
+                **{k: v for k, v in json.loads(child.wanted).items() if k in _SHOWN},
             }
         return json.dumps({"supervisor": me(), "services": services}, sort_keys=True)
 
     def _idle(self) -> bool:
-        if (self.folder / "keep").exists() or any(alive(read(lease)) for lease in (self.folder / "leases").glob("*.json")):
+        if (self.folder / "keep").exists() or leased(self.home):
             self.used = time.monotonic()
-        settings = read(self.folder / "settings.json") or {}
+        path = self.folder / "settings.json"  # written anew by whoever attaches
+        settings = read(path) or {}
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime < time.monotonic() - self.used:
+                self.used = time.monotonic()
         return time.monotonic() - self.used > 60 * settings.get("idle_minutes", 10.0)
 
 

@@ -180,7 +180,9 @@ def test_sizes_that_do_not_divide_are_refused() -> None:
 
 def test_variety_is_the_share_of_differing_pairs() -> None:
     tokens = torch.tensor([[[0, 1], [0, 1], [0, 2], [3, 4]]])
-    assert variety(tokens)[0].tolist() == pytest.approx([(0 + 0.5 + 1) / 3, (0 + 0.5 + 1) / 3, (0.5 + 0.5 + 1) / 3, 1.0])
+    assert variety(tokens)[0].tolist() == pytest.approx(
+        [(0 + 0.5 + 1) / 3, (0 + 0.5 + 1) / 3, (0.5 + 0.5 + 1) / 3, 1.0]
+    )
 
 
 @pytest.mark.parametrize(("kl", "final"), [(0.0, 0.85), (0.05, 0.75)])
@@ -197,7 +199,8 @@ def test_a_bandit_learns(kl: float, final: float) -> None:
         trace.append({name: float(value.detach()) for name, value in losses.items()})
     assert trace[0]["reward"] < 0.5
     assert trace[-1]["reward"] > final
-    assert trace[1]["clipped"] >= 0 and trace[-1]["kl"] > 0
+    assert trace[1]["clipped"] >= 0
+    assert trace[-1]["kl"] > 0
 
 
 def test_the_kl_holds_the_policy() -> None:

@@ -176,7 +176,8 @@ def test_class_accuracy_counts_and_interval() -> None:
 
     expected = binomtest(len(truth) - 9, len(truth)).proportion_ci(method="wilson")
     assert (values["class_accuracy.low"], values["class_accuracy.high"]) == pytest.approx(tuple(expected), abs=1e-4)
-    assert wilson(0, 10)[0] == 0.0 and wilson(10, 10)[1] == 1.0
+    assert wilson(0, 10)[0] == 0.0
+    assert wilson(10, 10)[1] == 1.0
 
 
 def test_spread_is_the_mean_over_pairs() -> None:

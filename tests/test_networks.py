@@ -23,7 +23,9 @@ class TestContract:
         losses = network({"images": images, "labels": torch.tensor([0, 3, 6])})
         losses["loss"].backward()
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
-        torch.testing.assert_close(network.eval().logits(images)[1:2], network.logits(images[1:2]), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            network.eval().logits(images)[1:2], network.logits(images[1:2]), atol=1e-4, rtol=1e-4
+        )
 
     def test_saved_and_loaded_it_is_the_same(self, name: str, image: ImageFormat, tmp_path) -> None:
         spec = registry.resolve(FeatureExtractor, {"type": name})

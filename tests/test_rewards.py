@@ -18,7 +18,9 @@ def test_one_finite_score_a_sample_whatever_the_batch(name: str) -> None:
     reward = registry.build(Reward, {"type": name}, NETWORKS)
     images, labels = torch.randn(6, 1, 16, 16), torch.tensor([0, 1, 2, 3, 0, 1])
     scores = reward.score(images, labels)
-    assert scores.shape == (6,) and torch.isfinite(scores).all() and not scores.requires_grad
+    assert scores.shape == (6,)
+    assert torch.isfinite(scores).all()
+    assert not scores.requires_grad
     torch.testing.assert_close(scores[2:3], reward.score(images[2:3], labels[2:3]))
 
 

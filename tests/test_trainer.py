@@ -118,6 +118,9 @@ def test_averaged_weights_are_what_remains(tmp_path):
     saved = storage.newest(tmp_path / "b", 30)
     assert torch.equal(saved.tensors["method.out.weight"], plain.out.weight)  # averaging does not disturb training
     assert torch.equal(saved.tensors["average.out.weight"], averaged.out.weight)
+    assert torch.equal(averaged.noise, plain.noise)  # buffers (codebooks) stay as training left them
+    assert torch.equal(saved.tensors["method.noise"], plain.noise)
+    assert "average.noise" not in saved.tensors
     assert not torch.equal(plain.out.weight, averaged.out.weight)
 
 

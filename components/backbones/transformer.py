@@ -99,6 +99,9 @@ class Transformer(Backbone):
     torch.Size([3, 16, 32])
     """
 
+    cos: Tensor  # [length, width / heads]
+    sin: Tensor
+
     def __init__(
         self,
         length: int,

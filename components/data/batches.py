@@ -28,6 +28,8 @@ class _Draws:
         if not rows:
             raise ValueError("there is nothing to train on: the split is empty")
         weights = np.ones(rows) if weights is None else np.asarray(weights, dtype=np.float64)
+        if weights.shape != (rows,) or not (weights >= 0).all() or not 0 < weights.sum() < np.inf:
+            raise ValueError(f"expected {rows} weights that are not negative and not all zero, got {weights!r}")
         self.cumulative = np.cumsum(weights) / weights.sum()
         self.batch_size, self.seed = batch_size, seed
 
@@ -66,7 +68,9 @@ class ImageBatches:
 class TokenBatches:
     """{"tokens": int64 [B, L], "labels": int64 [B]}"""
 
-    def __init__(self, tokens: np.ndarray, labels: np.ndarray, weights: np.ndarray | None, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, tokens: np.ndarray, labels: np.ndarray, weights: np.ndarray | None, batch_size: int, seed: int
+    ) -> None:
         self.tokens, self.labels = tokens, labels
         self.draws = _Draws(len(tokens), weights, batch_size, seed)
 

@@ -15,7 +15,7 @@ from components.interfaces import ImageFormat
 
 def check(data: bytes) -> str | None:
     """Why these bytes are not a picture; None when they are."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     if not data:
         return "the file is empty"
@@ -24,10 +24,11 @@ def check(data: bytes) -> str | None:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
+                ImageOps.exif_transpose(image, in_place=True)
     except Image.UnidentifiedImageError:
         return "not a picture"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        return f"damaged: {error}"
+    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
+        return f"damaged: {error}" if str(error) else f"damaged ({type(error).__name__})"
     return None
 
 
@@ -37,6 +38,7 @@ def decode(data: bytes | Path, image: ImageFormat) -> np.ndarray:
     from PIL import Image
 
     with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as picture:
+        picture.draft(None, (3 * image.size, 3 * image.size))  # large JPEGs are decoded at a fraction of their size
         return fit(picture, image)
 
 
@@ -46,8 +48,8 @@ def fit(picture: Any, image: ImageFormat) -> np.ndarray:
 
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith(("I", "F")):  # 16 bits and more: the range to 8 bits
-        values = np.asarray(picture, dtype=np.float64)
-        top = 65535.0 if values.max() > 255 else 255.0
+        values = np.nan_to_num(np.asarray(picture, dtype=np.float64))
+        top = 65535.0 if values.max() > 255 else 255.0 if values.max() > 1 or picture.mode != "F" else 1.0
         picture = Image.fromarray((values.clip(0, top) * 255.0 / top).round().astype(np.uint8))
     if "A" in picture.getbands() or "transparency" in picture.info:
         picture = picture.convert("RGBA")
@@ -55,11 +57,10 @@ def fit(picture: Any, image: ImageFormat) -> np.ndarray:
     picture = picture.convert("L" if image.channels == 1 else "RGB")
     width, height = picture.size
     if (width, height) != (image.size, image.size):
-        scale = image.size / min(width, height)
-        scaled = (max(image.size, round(width * scale)), max(image.size, round(height * scale)))
-        picture = picture.resize(scaled, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)
-        left, top = (scaled[0] - image.size) // 2, (scaled[1] - image.size) // 2
-        picture = picture.crop((left, top, left + image.size, top + image.size))
+        side = min(width, height)
+        left, upper = (width - side) / 2, (height - side) / 2
+        method = Image.Resampling.BICUBIC if side < image.size else Image.Resampling.LANCZOS
+        picture = picture.resize((image.size, image.size), method, (left, upper, left + side, upper + side))
     pixels = np.asarray(picture)
     return pixels[None] if image.channels == 1 else pixels.transpose(2, 0, 1)
 

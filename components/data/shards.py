@@ -22,6 +22,7 @@ from components.interfaces import Broken, ImageFormat, Sample
 
 SPLITS = ("train", "target", "held_out")
 ROWS_PER_SHARD = 10_000
+BYTES_PER_SHARD = 256 << 20  # of encoded pictures, so that large photographs do not fill the memory
 _FEATURES = {
     "image": {"_type": "Image"},
     **{name: {"dtype": "string", "_type": "Value"} for name in ("label", "caption", "hash", "source", "key")},
@@ -59,12 +60,14 @@ class _Rows:
     folder: Path
     shards: int = 0
     total: int = 0
+    size: int = 0  # bytes of the waiting pictures
     waiting: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, row: dict[str, Any]) -> None:
         self.waiting.append(row)
         self.total += 1
-        if len(self.waiting) >= ROWS_PER_SHARD:
+        self.size += len(row["image"]["bytes"])
+        if len(self.waiting) >= ROWS_PER_SHARD or self.size >= BYTES_PER_SHARD:
             self.flush()
 
     def flush(self) -> None:
@@ -80,7 +83,7 @@ class _Rows:
         path = self.folder / f"shard-{self.shards:05d}.parquet"
         pq.write_table(pa.Table.from_pylist(self.waiting, schema=schema), path, compression="zstd")
         self.shards += 1
-        self.waiting = []
+        self.waiting, self.size = [], 0
 
 
 def fraction(digest: str) -> float:
@@ -99,24 +102,26 @@ def write(
     """Writes the shards and `dataset.json` into an empty folder.
 
     `held_out` is the share that goes to the split of that name: of the target where there is one, else of the source.
-    Exact duplicates are kept once a split and counted. Raises DataError when more than the share `max_broken` is broken."""
+    Of exact duplicates the first is kept and the others are counted; the target is read first, so what is in it never is
+    in `train` as well. Raises DataError when more than the share `max_broken` is broken, or a split is empty."""
     rows = {name: _Rows(folder / name) for name in SPLITS}
     broken: list[dict[str, str]] = []
-    seen: set[tuple[str, str]] = set()
+    seen: set[str] = set()
     labels: dict[str, Counter[str]] = {name: Counter() for name in SPLITS}
     duplicates = 0
-    for origin, samples in (("source", source), ("target", target or ())):
+    for origin, samples in (("target", target or ()), ("source", source)):
         for sample in samples:
             if isinstance(sample, Broken):
                 broken.append({"key": sample.key, "reason": sample.reason})
                 continue
             digest = hashlib.sha256(sample.image).hexdigest()
-            splits_here = origin == "target" or target is None
-            split = "held_out" if splits_here and fraction(digest) < held_out else ("train" if origin == "source" else "target")
-            if (split, digest) in seen:
+            if digest in seen:
                 duplicates += 1
                 continue
-            seen.add((split, digest))
+            seen.add(digest)
+            split = "train" if origin == "source" else "target"
+            if (origin == "target" or target is None) and fraction(digest) < held_out:
+                split = "held_out"
             if sample.label is not None:
                 labels[split][sample.label] += 1
             rows[split].add(
@@ -133,12 +138,19 @@ def write(
         part.flush()
     counts = {name: part.total for name, part in rows.items() if part.total}
     total = sum(counts.values())
-    if not total or len(broken) > max_broken * (total + len(broken)):
-        named = "; ".join(f"{b['key']}: {b['reason']}" for b in broken[:5])
+    read = total + duplicates + len(broken)
+    if len(broken) > max_broken * read:
+        named = "; ".join(f"{b['key']}: {b['reason']}" for b in broken[:5]) + ("; ..." if len(broken) > 5 else "")
         raise DataError(
-            f"{len(broken)} of {total + len(broken)} samples are broken, more than dataset.max_broken = {max_broken:g} allows"
-            f" ({named}); mend or remove them, or raise dataset.max_broken"
+            f"{len(broken)} of {read} samples are broken, more than dataset.max_broken = {max_broken:g} allows "
+            f"({named}); mend or remove them, or raise dataset.max_broken"
         )
+    for name in ("train", "held_out") if target is None else SPLITS:
+        if name not in counts:
+            raise DataError(
+                f"the split '{name}' is empty: {total} different samples were read, of which dataset.held_out = {held_out:g} "
+                "are held out, chosen by a hash of their content; give more samples, or change dataset.held_out"
+            )
     first = set(labels["target"]) | (set() if target is None else set(labels["held_out"]))
     classes = sorted(first) + sorted((set(labels["train"]) | set(labels["held_out"])) - first)
     summary = {
@@ -165,12 +177,18 @@ def image_format(folder: Path) -> ImageFormat:
     return ImageFormat(**describe(folder)["image"])
 
 
-def rows(folder: Path, split: str) -> Iterator[dict[str, Any]]:
-    """The rows of a split as written, shard after shard."""
+def row_groups(folder: Path, split: str) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a split as written, a shard at a time."""
     import pyarrow.parquet as pq
 
     for path in sorted((folder / split).glob("*.parquet")):
-        yield from pq.read_table(path).to_pylist()
+        yield pq.read_table(path).to_pylist()
+
+
+def rows(folder: Path, split: str) -> Iterator[dict[str, Any]]:
+    """The rows of a split as written, one after another."""
+    for group in row_groups(folder, split):
+        yield from group
 
 
 def load_split(folder: Path, split: str) -> Split:
@@ -178,13 +196,14 @@ def load_split(folder: Path, split: str) -> Split:
     about = describe(folder)
     image = ImageFormat(**about["image"])
     index = {name: i for i, name in enumerate(about["classes"])}
-    found = list(rows(folder, split))
+    pictures: list[np.ndarray] = []
+    labels, hashes, keys = [], [], []
     with ThreadPoolExecutor() as pool:
-        pictures = list(pool.map(lambda row: decode(row["image"]["bytes"], image), found, chunksize=64))
+        for group in row_groups(folder, split):
+            pictures += pool.map(lambda row: decode(row["image"]["bytes"], image), group, chunksize=64)
+            labels += [index.get(row["label"], len(index)) for row in group]
+            hashes += [row["hash"] for row in group]
+            keys += [row["key"] for row in group]
     shape = (0, image.channels, image.size, image.size)
-    return Split(
-        images=np.stack(pictures) if pictures else np.empty(shape, np.uint8),
-        labels=np.array([index.get(row["label"], len(index)) for row in found], dtype=np.int64),
-        hashes=[row["hash"] for row in found],
-        keys=[row["key"] for row in found],
-    )
+    images = np.stack(pictures) if pictures else np.empty(shape, np.uint8)
+    return Split(images, np.array(labels, dtype=np.int64), hashes, keys)

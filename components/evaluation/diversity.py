@@ -7,8 +7,8 @@
    from all others; counting it, a generator would lose "diversity" by making fewer mistakes, and errors would hide a
    collapse. `diversity.all` counts every sample, for comparison.
 
-Features are kept (float32, F numbers a sample), since pairs cannot be summed in one pass. Deliberately absent: distances
-between classes, which accuracy covers.
+Features are kept (float32, F numbers a sample), since pairs cannot be summed in one pass. Deliberately absent:
+distances between classes, which accuracy covers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Structural similarity (Wang, Bovik, Sheikh, Simoncelli 2004, https://doi.org/10.1109/TIP.2003.819861), mean over images.
+"""Structural similarity, the mean over images (Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861).
 
 1. Means, variances and covariance of both images under a Gaussian window of 11 pixels, sigma 1.5.
 2. SSIM = (2 mx my + C1)(2 cov + C2) / ((mx^2 + my^2 + C1)(vx + vy + C2)) with C1 = 0.01^2, C2 = 0.03^2, range [0, 1].

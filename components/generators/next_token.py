@@ -1,6 +1,6 @@
 """Class-conditional next-token prediction: an image as a sentence of tokens in raster order.
 
-1. The sequence is [class embedding, token 1, ..., token L-1]; position i predicts token i+1, so L positions for L tokens.
+1. The sequence is [class embedding, token 1, ..., token L-1]; position i predicts token i+1: L positions, L tokens.
 2. The loss is the mean negative log-likelihood of all tokens, teacher-forced in one causal forward.
 3. In training a label is replaced by the null class (index K) with probability `label_dropout`, so that one network
    knows p(x | class) and p(x): what classifier-free guidance needs.

@@ -13,5 +13,7 @@ def refer(networks: Networks, reference: str) -> FeatureExtractor:
     name = reference.removeprefix("@")
     if name not in networks:
         known = ", ".join(f"@{n}" for n in sorted(networks)) or "none: the section 'networks' is empty"
-        raise ComponentError(f"no network is called '{reference}'{nearest(name, sorted(networks))} (there are: {known})", ("network",))
+        raise ComponentError(
+            f"no network is called '{reference}'{nearest(name, sorted(networks))} (there are: {known})", ("network",)
+        )
     return networks[name]

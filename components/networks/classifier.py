@@ -83,5 +83,3 @@ class Classifier(FeatureExtractor):
         logits, labels = self.logits(batch["images"]), batch["labels"]
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return {"loss": loss, "accuracy": (logits.argmax(-1) == labels).float().mean().detach()}
-
-

@@ -7,8 +7,8 @@
    the drawing policy and its clipping take effect.
 5. Rollouts in use are buffers of the module, hence in every checkpoint: a batch is a function of seed, step and state.
 
-Against reward hacking: the reward saturates, near-equal groups count little, the KL holds the policy near the pretrained
-one; reward, group spread, KL, entropy and the variety of rollouts are logged at each step.
+Against reward hacking: the reward saturates, near-equal groups count little, the KL holds the policy near the
+pretrained one; reward, group spread, KL, entropy and the variety of rollouts are logged at each step.
 Deliberately absent: a value network, an entropy bonus, guidance during rollouts, a moving reference.
 Source: Shao et al. 2024, DeepSeekMath, https://arxiv.org/abs/2402.03300.
 """
@@ -134,12 +134,11 @@ class Rollouts:
             raise ValueError("posttraining: there is no class to ask for; the data set has no labels")
         self.method, self.labels, self.batch_size, self.seed = method, list(labels), batch_size, seed
         self.groups = rows // method.group_size
-        length = method.generator.spec.length
+        length, real = method.generator.spec.length, torch.float32
         for name, shape, dtype in (
-            ("tokens", (rows, length), torch.int64), ("labels", (rows,), torch.int64), ("rewards", (rows,), torch.float32),
-            ("advantages", (rows,), torch.float32), ("group_std", (rows,), torch.float32),
-            ("variety", (rows,), torch.float32), ("old_log_probs", (rows, length), torch.float32),
-            ("reference_log_probs", (rows, length), torch.float32),
+            ("tokens", (rows, length), torch.int64), ("labels", (rows,), torch.int64), ("rewards", (rows,), real),
+            ("advantages", (rows,), real), ("group_std", (rows,), real), ("variety", (rows,), real),
+            ("old_log_probs", (rows, length), real), ("reference_log_probs", (rows, length), real),
         ):  # fmt: skip
             method.register_buffer(f"rollout_{name}", torch.zeros(shape, dtype=dtype))
 
@@ -155,7 +154,7 @@ class Rollouts:
         }
 
     def _draw(self, step: int) -> None:
-        device = self.method.rollout_tokens.device
+        device = self.method.get_buffer("rollout_tokens").device
         rng = torch.Generator(device).manual_seed((self.seed * 1_000_003 + step) % 2**63)
         start = (step // self.method.updates) * self.groups  # labels take turns, so that none is left out for long
         turn = (start + torch.arange(self.groups, device=device)) % len(self.labels)
@@ -165,8 +164,7 @@ class Rollouts:
 
 
 def variety(tokens: Tensor) -> Tensor:
-    """[groups, size, L] -> [groups, size]: the share of positions at which a sample differs from another of its group."""
+    """[groups, size, L] -> [groups, size]: the share of positions where a sample differs from others of its group."""
     equal = (tokens[:, :, None] == tokens[:, None]).float().mean(-1)  # [groups, size, size], 1 on the diagonal
     size = tokens.shape[1]
     return (size - equal.sum(-1)) / (size - 1)
-

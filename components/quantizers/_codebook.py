@@ -1,4 +1,4 @@
-"""What quantizers are composed of: nearest-code search, gradient estimators, revival of dead codes."""
+"""What quantizers are composed of: precision, nearest-code search, the gradient estimator, losses, measures of use."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _CELLS = 1 << 24  # distances held at once by the search
+
+
+def full_precision(latents: Tensor) -> torch.autocast:
+    """Autocast off where `latents` are: codes found in half precision are other codes, and a codebook loses its tails."""
+    return torch.autocast(latents.device.type, enabled=False)
 
 
 @torch.no_grad()
@@ -21,8 +26,10 @@ def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
 
 
 def straight_through(latents: Tensor, quantized: Tensor) -> Tensor:
-    """The value of `quantized`, the gradient of the identity (Bengio et al., 2013, https://arxiv.org/abs/1308.3432)."""
-    return latents + (quantized - latents).detach()
+    """The value of `quantized`, the gradient of the identity (Bengio et al., 2013, https://arxiv.org/abs/1308.3432).
+
+    Written so that finite latents add an exact zero: the value is `quantized` to the last bit."""
+    return quantized.detach() + (latents - latents.detach())
 
 
 def commitment(latents: Tensor, quantized: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Finite scalar quantization (Mentzer et al., 2023, https://arxiv.org/abs/2309.15505).
 
-Mechanism: 1. a linear map to one channel a level count; 2. each channel is squashed by tanh to the width of its levels and
-rounded, the gradient passing straight through; 3. the code is the mixed-radix number of the channels' levels; 4. a linear
-map back. No codebook is learned, so there is nothing to collapse. Deliberately absent: every auxiliary loss.
+Mechanism: 1. a linear map to one channel a level count; 2. each channel is squashed by tanh to the width of its levels
+and rounded, the gradient passing straight through; 3. the code is the mixed-radix number of the channels' levels; 4. a
+linear map back. No codebook is learned, so there is nothing to collapse.
+Deliberately absent: every auxiliary loss, and channels of two levels (their gradient vanishes where training starts).
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from components.interfaces import Quantized, Quantizer
-from components.quantizers._codebook import straight_through
+from components.quantizers._codebook import full_precision, straight_through
+
+Levels = Annotated[tuple[Annotated[int, Field(ge=3, le=256)], ...], Field(min_length=1)]
 
 
 class FSQ(Quantizer):
@@ -29,7 +32,7 @@ class FSQ(Quantizer):
     basis: Tensor
     counts: Tensor
 
-    def __init__(self, dim: int, *, levels: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)] = [8, 5, 5, 5]) -> None:  # noqa: B006
+    def __init__(self, dim: int, *, levels: Levels = (8, 5, 5, 5)) -> None:
         super().__init__()
         self.codebook_sizes = (math.prod(levels),)
         self.down, self.up = nn.Linear(dim, len(levels)), nn.Linear(len(levels), dim)
@@ -38,20 +41,22 @@ class FSQ(Quantizer):
         self.register_buffer("basis", torch.cumprod(torch.cat([counts.new_ones(1), counts[:-1]]), 0), persistent=False)
 
     def bound(self, channels: Tensor) -> Tensor:
-        """To the width of the levels; an even count is shifted by one half so that rounding gives exactly it (section 3)."""
+        """To the width of the levels; an even count is shifted by one half so that rounding gives exactly it (sec. 3)."""
         half = (self.counts - 1) * (1 + 1e-3) / 2
         offset = torch.where(self.counts % 2 == 0, 0.5, 0.0)
         shift = (offset / half).atanh()
         return (channels + shift).tanh() * half - offset
 
     def forward(self, latents: Tensor) -> Quantized:
-        bounded = self.bound(self.down(latents).float())
-        rounded = straight_through(bounded, bounded.round())
-        half = self.counts // 2
-        codes = ((rounded.detach() + half).round().long() * self.basis).sum(-1, keepdim=True)
-        return Quantized(self.up((rounded / half).to(latents.dtype)), codes)
+        with full_precision(latents):
+            bounded = self.bound(self.down(latents.float()))  # [B, N, channels]
+            rounded = straight_through(bounded, bounded.round())
+            half = self.counts // 2
+            codes = ((rounded.detach() + half).round().long() * self.basis).sum(-1, keepdim=True)
+            return Quantized(self.up(rounded / half), codes)
 
     def decode(self, codes: Tensor) -> Tensor:
         half = self.counts // 2
         levels = codes // self.basis % self.counts
-        return self.up(((levels - half) / half).to(self.up.weight.dtype))
+        with full_precision(codes):
+            return self.up((levels - half) / half)

@@ -1,9 +1,10 @@
-"""Vector quantization with a codebook that follows its latents (van den Oord et al., 2017, arXiv:1711.00937, appendix A.1).
+"""Vector quantization with a codebook that follows its latents (van den Oord et al., 2017, arXiv:1711.00937, app. A.1).
 
 Mechanism: 1. each latent takes its nearest code; 2. the gradient passes straight through; 3. each code moves to the
 exponential average of the latents assigned to it, so the codebook has no gradient; 4. latents are pulled to their codes
 by the commitment loss; 5. a code that is used too rarely is replaced by a latent of the current batch (revival, Jukebox
-2020, arXiv:2005.00341), and the first batch fills the codebook.
+2020, arXiv:2005.00341), and the first batch fills the codebook. `forward` only looks: codes move in `after_step`, so a
+step that the trainer leaves out leaves no trace.
 Deliberately absent: the gradient-trained codebook of VQGAN, several codebooks, projections to a smaller code space.
 """
 
@@ -13,10 +14,11 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, distributed
+from torch import Tensor
 
 from components.interfaces import Quantized, Quantizer
-from components.quantizers._codebook import commitment, nearest, straight_through
+from components.quantizers._codebook import commitment, full_precision, nearest, straight_through
+from components.training import distributed
 
 
 class VQ(Quantizer):
@@ -28,9 +30,10 @@ class VQ(Quantizer):
     torch.Size([2, 9, 1])
     """
 
-    average: Tensor
-    counts: Tensor
-    filled: Tensor
+    codebook: Tensor  # [K, D]
+    average: Tensor  # [K, D] moving average of the sum of a code's latents in a batch
+    counts: Tensor  # [K] moving average of their number
+    filled: Tensor  # [] bool
 
     def __init__(
         self,
@@ -48,57 +51,61 @@ class VQ(Quantizer):
         self.register_buffer("average", torch.zeros(codebook_size, dim))
         self.register_buffer("counts", torch.ones(codebook_size))
         self.register_buffer("filled", torch.zeros((), dtype=torch.bool))
-
-    codebook: Tensor  # [K, D]
+        self._seen: tuple[Tensor, Tensor] | None = None  # latents [M, D] and codes [M] of the latest forward
 
     def forward(self, latents: Tensor) -> Quantized:
-        flat = latents.reshape(-1, latents.shape[-1])
-        if self.training:
-            self._fill(flat)
-        codes = nearest(flat.float(), self.codebook)
-        quantized = self.codebook[codes].view_as(latents).to(latents.dtype)
-        losses = {"commitment": self.commitment_weight * commitment(latents, quantized)}
-        if self.training:
-            self._follow(flat.detach().float(), codes)
-        return Quantized(straight_through(latents, quantized), codes.view(*latents.shape[:2], 1), losses)
+        with full_precision(latents):
+            latents = latents.float()
+            flat = latents.detach().flatten(0, 1)  # [M, D]
+            if self.training:
+                self._fill(flat)
+            codes = nearest(flat, self.codebook)
+            quantized = self.codebook[codes].view_as(latents)
+            losses = {"commitment": self.commitment_weight * commitment(latents, quantized)} if len(flat) else {}
+            if self.training:
+                self._seen = flat, codes
+            return Quantized(straight_through(latents, quantized), codes.view(*latents.shape[:2], 1), losses)
 
     def decode(self, codes: Tensor) -> Tensor:
         return self.codebook[codes.squeeze(-1)]
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """One step of the averages; codes that nothing uses take the place of latents of the latest batch."""
+        if self._seen is None:
+            return
+        (flat, codes), self._seen = self._seen, None
+        size = len(self.codebook)
+        counts = distributed.all_sum(torch.bincount(codes, minlength=size).float())
+        sums = distributed.all_sum(torch.zeros_like(self.average).index_add_(0, codes, flat))
+        if not len(flat) or not bool(torch.isfinite(sums).all()):
+            return
+        self.counts.lerp_(counts, 1 - self.decay)
+        self.average.lerp_(sums, 1 - self.decay)
+        total = self.counts.sum()
+        smoothed = (self.counts + 1e-5) / (total + size * 1e-5) * total  # Laplace smoothing, as in the paper's code
+        self.codebook.copy_(self.average / smoothed[:, None])
+        even = total / size
+        dead = self.counts < self.revive_below * even
+        if bool(dead.any()):
+            fresh = _picked(flat, int(dead.sum()))
+            self.codebook[dead] = fresh
+            self.counts[dead] = even
+            self.average[dead] = fresh * even
 
     @torch.no_grad()
     def _fill(self, flat: Tensor) -> None:
         """The first batch becomes the codebook."""
         if bool(self.filled) or not len(flat):
             return
-        self.codebook.copy_(self._picked(flat.detach().float(), len(self.codebook)))
-        self.average.copy_(self.codebook)
-        self.filled.fill_(True)
+        fresh = _picked(flat, len(self.codebook))
+        if bool(torch.isfinite(fresh).all()):
+            self.codebook.copy_(fresh)
+            self.average.copy_(fresh)
+            self.filled.fill_(True)
 
-    @torch.no_grad()
-    def _follow(self, flat: Tensor, codes: Tensor) -> None:
-        """One step of the averages; codes that nothing uses take the place of latents of this batch."""
-        size = len(self.codebook)
-        counts = torch.bincount(codes, minlength=size).float()
-        sums = torch.zeros_like(self.average).index_add_(0, codes, flat)
-        if distributed.is_initialized():
-            distributed.all_reduce(counts)
-            distributed.all_reduce(sums)
-        self.counts.lerp_(counts, 1 - self.decay)
-        self.average.lerp_(sums, 1 - self.decay)
-        total = self.counts.sum()
-        smoothed = (self.counts + 1e-5) / (total + size * 1e-5) * total  # Laplace smoothing, as in the paper's code
-        self.codebook.copy_(self.average / smoothed[:, None])
-        dead = self.counts < self.revive_below * total / size
-        if bool(dead.any()):
-            fresh = self._picked(flat, int(dead.sum()))
-            self.codebook[dead] = fresh
-            even = total / size
-            self.counts[dead] = even
-            self.average[dead] = fresh * even
 
-    def _picked(self, flat: Tensor, n: int) -> Tensor:
-        """n latents of the batch, the same in every process."""
-        picked = flat[torch.randint(len(flat), (n,), device=flat.device)]
-        if distributed.is_initialized():
-            distributed.broadcast(picked, 0)
-        return picked
+def _picked(flat: Tensor, n: int) -> Tensor:
+    """n latents of the global batch, evenly from all processes and the same on each."""
+    share = -(-n // distributed.world())
+    return distributed.all_gather(flat[torch.randint(len(flat), (share,), device=flat.device)])[:n]

@@ -38,5 +38,7 @@ class ClassProbability(Reward):
     def score(self, images: Tensor, labels: Tensor) -> Tensor:
         probabilities = self.network.logits(images).float().softmax(-1)  # [B, K]
         if int(labels.max()) >= probabilities.shape[1]:
-            raise ValueError(f"class {int(labels.max())} was asked for, but the reward's network knows {probabilities.shape[1]} classes")
+            raise ValueError(
+                f"class {int(labels.max())} was asked for; the reward's network knows {probabilities.shape[1]} classes"
+            )
         return probabilities.gather(1, labels[:, None]).squeeze(1).clamp(max=self.saturation)

@@ -4,7 +4,8 @@
 2. Temperature; 0 takes the likeliest token.
 3. Cuts, in this order: top-k (0 is off), then top-p (1 is off).
 
-With the default values this draws exactly from the model. Deliberately absent: guidance schedules, repetition penalties.
+With the default values this draws exactly from the model.
+Deliberately absent: guidance schedules, repetition penalties.
 """
 
 from __future__ import annotations

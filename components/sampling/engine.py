@@ -2,10 +2,10 @@
 
 1. `begin` gives the logits of the first token, `advance` those of each next one, from a static cache.
 2. Classifier-free guidance runs the rows once with their labels and once with the null class, as one batch of 2 B:
-   logits = null + guidance * (conditional - null). So 1 is off (the null rows are then not computed), 0 is unconditional.
+   logits = null + guidance * (conditional - null). So 1 is off (null rows are then not computed), 0 is unconditional.
 3. Rules (`rules.py`) reshape the guided logits; the softmax of what is left is the *sampled policy*.
-4. One uniform number a row and a position, inverted through the cumulative distribution, gives the token. All numbers of
-   a row are drawn together, rows in order: on the CPU a sample depends on its row, not on how many are drawn with it.
+4. One uniform number a row and a position, inverted through the cumulative distribution, gives the token. All numbers
+   of a row are drawn together, rows in order: on the CPU a sample depends on its row, not on how many come with it.
 
 Guidance source: Ho and Salimans 2022, https://arxiv.org/abs/2207.12598 (their w is guidance - 1).
 Deliberately absent: guidance that changes with the position, early stopping (samples have one length), beams.
@@ -89,8 +89,6 @@ def _draw(
             asked = torch.cat([labels, torch.full_like(labels, generator.classes)]) if guided else labels
             logits, cache = generator.begin(asked)
             for position in range(length):
-                if position:
-                    logits = generator.advance(drawn.repeat(2) if guided else drawn, cache)  # noqa: F821
                 policy = apply((guide(logits, guidance) if guided else logits).float(), rules)
                 drawn = invert(policy, uniform[:, position])  # [B]
                 tokens[:, position] = drawn
@@ -98,6 +96,8 @@ def _draw(
                     log_probs[:, position] = policy.log_softmax(-1).gather(-1, drawn[:, None])[:, 0]
                 if on_step is not None:
                     on_step(position, tokens[:, position])
+                if position + 1 < length:
+                    logits = generator.advance(drawn.repeat(2) if guided else drawn, cache)
     finally:
         if was_training:
             generator.train()

@@ -83,7 +83,7 @@ class Typical:
         log_probs = logits.log_softmax(-1)
         probabilities = log_probs.exp()
         entropy = -(probabilities * log_probs.clamp(min=-1e9)).sum(-1, keepdim=True)
-        order = (log_probs + entropy).abs().argsort(-1, stable=True)
+        order = (log_probs + entropy).abs().argsort(stable=True, dim=-1)
         mass = probabilities.gather(-1, order)
         removed = mass.cumsum(-1) - mass >= self.p
         removed &= order != logits.argmax(-1, keepdim=True)

@@ -33,8 +33,16 @@ class Encoder(nn.Module):
         wide = widths(base, halvings)
         layers: list[nn.Module] = [nn.Conv2d(channels, wide[0], 3, padding=1)]
         for level in range(halvings):
-            layers += [*(Residual(wide[level]) for _ in range(blocks)), nn.Conv2d(wide[level], wide[level + 1], 4, 2, 1)]
-        layers += [*(Residual(wide[-1]) for _ in range(blocks)), nn.GroupNorm(8, wide[-1]), nn.SiLU(), nn.Conv2d(wide[-1], dim, 1)]
+            layers += [
+                *(Residual(wide[level]) for _ in range(blocks)),
+                nn.Conv2d(wide[level], wide[level + 1], 4, 2, 1),
+            ]
+        layers += [
+            *(Residual(wide[-1]) for _ in range(blocks)),
+            nn.GroupNorm(8, wide[-1]),
+            nn.SiLU(),
+            nn.Conv2d(wide[-1], dim, 1),
+        ]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -49,7 +57,10 @@ class Decoder(nn.Module):
         wide = widths(base, halvings)[::-1]
         layers: list[nn.Module] = [nn.Conv2d(dim, wide[0], 3, padding=1)]
         for level in range(halvings):
-            layers += [*(Residual(wide[level]) for _ in range(blocks)), nn.ConvTranspose2d(wide[level], wide[level + 1], 4, 2, 1)]
+            layers += [
+                *(Residual(wide[level]) for _ in range(blocks)),
+                nn.ConvTranspose2d(wide[level], wide[level + 1], 4, 2, 1),
+            ]
         layers += [*(Residual(wide[-1]) for _ in range(blocks)), nn.GroupNorm(8, wide[-1]), nn.SiLU()]
         self.layers = nn.Sequential(*layers, nn.Conv2d(wide[-1], channels, 3, padding=1))
 

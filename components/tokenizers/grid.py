@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from components.interfaces import ImageFormat, Quantizer, Tokenizer, TokenSpec
-from components import registry
 from components.registry import ComponentError, Spec
 from components.tokenizers._conv import Decoder, Encoder
 
@@ -25,7 +24,8 @@ from components.tokenizers._conv import Decoder, Encoder
 class Grid(Tokenizer):
     """Images [B, C, S, S] <-> tokens [B, (S / downsample)^2].
 
-    >>> grid = Grid(ImageFormat(16, 1), quantizer=registry.resolve(Quantizer, {"type": "vq", "codebook_size": 64}))
+    >>> from components.registry import resolve
+    >>> grid = Grid(ImageFormat(16, 1), quantizer=resolve(Quantizer, {"type": "vq", "codebook_size": 64}))
     >>> grid.encode(torch.zeros(3, 1, 16, 16)).shape
     torch.Size([3, 16])
     """
@@ -51,11 +51,13 @@ class Grid(Tokenizer):
         self.quantizer = quantizer.build(dim)
         self.decoder = Decoder(image.channels, width, halvings, blocks, dim)
         self.sizes = self.quantizer.codebook_sizes
-        side = image.size // downsample
+        self.side = image.size // downsample
         vocabulary = math.prod(self.sizes)
         if vocabulary > 2**20:
-            raise ComponentError(f"{self.sizes} codes a latent make a vocabulary of {vocabulary:,}; at most {2**20:,}", ("quantizer",))
-        self.spec = TokenSpec(vocabulary, side * side, "grid", (side, side))
+            raise ComponentError(
+                f"{self.sizes} codes a latent make a vocabulary of {vocabulary:,}; at most {2**20:,}", ("quantizer",)
+            )
+        self.spec = TokenSpec(vocabulary, self.side**2, "grid", (self.side, self.side))
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         images = batch["images"]
@@ -65,7 +67,7 @@ class Grid(Tokenizer):
         loss = self.squared_weight * squared + self.absolute_weight * absolute + sum(quantized.losses.values())
         return {"loss": loss, "squared_error": squared, "absolute_error": absolute, **quantized.losses}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         codes = self.quantizer(self._latents(images)).codes  # [B, N, G]
         tokens = codes[..., 0]
@@ -73,7 +75,7 @@ class Grid(Tokenizer):
             tokens = tokens * self.sizes[group] + codes[..., group]
         return tokens
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
         self._check(tokens)
         groups = []
@@ -92,11 +94,12 @@ class Grid(Tokenizer):
         return self.encoder(images).flatten(2).transpose(1, 2)  # [B, N, D]
 
     def _draw(self, latents: Tensor) -> Tensor:
-        rows, columns = self.spec.grid or (0, 0)
-        return self.decoder(latents.transpose(1, 2).reshape(len(latents), -1, rows, columns))
+        return self.decoder(latents.transpose(1, 2).unflatten(2, (self.side, self.side)))
 
     def _check(self, tokens: Tensor) -> None:
         if tokens.ndim != 2 or tokens.shape[1] != self.spec.length:
             raise ValueError(f"expected tokens [B, {self.spec.length}], got {list(tokens.shape)}")
-        if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < self.spec.vocabulary):
-            raise ValueError(f"tokens must be in [0, {self.spec.vocabulary}), got {int(tokens.min())}..{int(tokens.max())}")
+        if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) < self.spec.vocabulary):
+            raise ValueError(
+                f"tokens must be in [0, {self.spec.vocabulary}), got {int(tokens.min())}..{int(tokens.max())}"
+            )

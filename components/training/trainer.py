@@ -79,7 +79,9 @@ class _State:
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """The decay is warmed up, (1 + n) / (10 + n) at most, so that short trainings forget their initialization."""
+        """Of parameters only: a buffer stays as training left it. A codebook that follows its latents is an average
+        already, and the average of a code from before and after its revival would be no code at all.
+        The decay is warmed up, (1 + n) / (10 + n) at most, so that short trainings forget their initialization."""
         if self.config.ema is None:
             return
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))

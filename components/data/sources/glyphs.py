@@ -57,7 +57,9 @@ class Glyphs(Source):
                 for variant in range(self.variants):
                     key = f"glyphs/{path.stem}/U+{ord(character):04X}/{variant}"
                     rng = np.random.default_rng([self.seed, zlib.crc32(key.encode())])
-                    picture = _vary(drawing, rng, plain=variant == 0).resize((self.size, self.size), Image.Resampling.BOX)
+                    picture = _vary(drawing, rng, plain=variant == 0).resize(
+                        (self.size, self.size), Image.Resampling.BOX
+                    )
                     buffer = io.BytesIO()
                     picture.save(buffer, "PNG")
                     yield Sample(key, buffer.getvalue(), label=character, caption=unicodedata.name(character, ""))

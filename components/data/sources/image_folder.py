@@ -12,6 +12,7 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from components.data.images import check
 from components.interfaces import Broken, Sample, Source
@@ -50,33 +51,40 @@ class ImageFolder(Source):
                 yield Broken(key, reason)
                 continue
             row = table.get(key, {})
-            folder = key.split("/")[0] if "/" in key and not table else None
-            label = row.get("label", folder)
-            yield Sample(key, data, label=None if label is None else str(label), caption=row.get("text", row.get("caption")))
+            label = row.get("label") if table else (key.split("/")[0] if "/" in key else None)
+            yield Sample(key, data, label=_text(label), caption=_text(row.get("text", row.get("caption"))))
 
 
 def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _read_table(root: Path) -> dict[str, dict[str, str]]:
+def _text(value: Any) -> str | None:
+    """A cell of the table; an empty one says nothing."""
+    return None if value is None or value == "" else str(value)
+
+
+def _read_table(root: Path) -> dict[str, dict[str, Any]]:
     """file name -> its row; refuses names that leave the folder."""
-    rows: list[dict[str, str]] = []
+    rows: list[dict[str, Any]] = []
     for name in _TABLES:
         path = root / name
         if not path.is_file():
             continue
         try:
             with open(path, encoding="utf-8-sig", newline="") as file:
-                rows = list(csv.DictReader(file)) if name.endswith(".csv") else [json.loads(line) for line in file if line.strip()]
+                table = csv.DictReader(file) if name.endswith(".csv") else map(json.loads, filter(str.strip, file))
+                rows = list(table)
         except (csv.Error, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise FolderError(f"{path}: {error}") from error
-        if rows and "file_name" not in rows[0]:
-            raise FolderError(f"{path}: expected a column 'file_name', found {', '.join(map(str, rows[0]))}")
-    table = {}
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+                found = ", ".join(map(str, row)) if isinstance(row, dict) else repr(row)
+                raise FolderError(f"{path}: row {number}: expected a 'file_name', found {found}")
+    named = {}
     for row in rows:
         name = row["file_name"]
         if name.startswith("/") or ".." in Path(name).parts:
             raise FolderError(f"{root}: the metadata names '{name}', which is outside the folder")
-        table[Path(name).as_posix()] = row
-    return table
+        named[Path(name).as_posix()] = row
+    return named

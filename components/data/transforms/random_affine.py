@@ -27,6 +27,8 @@ class RandomAffine(Transform):
 
     def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
         n = len(images)
+        if not n:
+            return images
         angle, scale, dx, dy = torch.rand(4, n, generator=rng).mul_(2).sub_(1)
         angle, scale = angle * math.radians(self.degrees), 1 + scale * self.scale
         cos, sin = angle.cos() * scale, angle.sin() * scale

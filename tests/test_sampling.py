@@ -1,0 +1,249 @@
+"""The engine against brute force, the rules against their definitions, every sampler against its contract."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+
+import pytest
+import torch
+from test_generators import CLASSES, SPEC, build
+
+from components import registry
+from components.interfaces import Sampler, TokenSpec
+from components.sampling import engine
+from components.sampling.ancestral import Ancestral
+from components.sampling.rules import Greedy, MinP, Temperature, TopK, TopP, Typical, apply
+
+LABELS = torch.tensor([0, 1, 2, 3, 1, 0])
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def generator():
+    return build("next_token")
+
+
+def full_logits(generator, prefix: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The next token's logits from one forward over everything so far, without cache; [B, V]"""
+    tokens = torch.cat([prefix, torch.zeros(len(prefix), 1, dtype=torch.long)], 1)
+    sequence = torch.cat([generator.class_embedding(labels)[:, None], generator.token_embedding(tokens[:, :-1])], 1)
+    return generator.head(generator.backbone(sequence)[:, -1])
+
+
+def policy(generator, prefix: torch.Tensor, labels: torch.Tensor, guidance: float, rules=()) -> torch.Tensor:
+    conditional = full_logits(generator, prefix, labels)
+    null = full_logits(generator, prefix, torch.full_like(labels, CLASSES))
+    return apply(null + guidance * (conditional - null), rules).softmax(-1)
+
+
+class TestEngine:
+    @pytest.mark.parametrize("guidance", [0.0, 1.0, 2.5])
+    @torch.no_grad()
+    def test_greedy_is_the_argmax_of_a_recomputation_without_cache(self, generator, guidance: float) -> None:
+        tokens = engine.generate(generator, LABELS, rng(), [Greedy()], guidance=guidance)
+        prefix = torch.empty(len(LABELS), 0, dtype=torch.long)
+        for _ in range(SPEC.length):
+            prefix = torch.cat([prefix, policy(generator, prefix, LABELS, guidance).argmax(-1, keepdim=True)], 1)
+        assert torch.equal(tokens, prefix)
+
+    @pytest.mark.parametrize(
+        ("guidance", "rules"), [(1.0, ()), (3.0, (Temperature(0.7), TopK(4))), (0.5, (TopP(0.8),))]
+    )
+    @torch.no_grad()
+    def test_log_probs_are_those_of_the_sampled_policy(self, generator, guidance: float, rules) -> None:
+        tokens, log_probs = engine.generate_with_log_probs(generator, LABELS, rng(), rules, guidance=guidance)
+        for position in range(SPEC.length):
+            expected = policy(generator, tokens[:, :position], LABELS, guidance, rules)
+            found = log_probs[:, position].exp()
+            torch.testing.assert_close(found, expected.gather(1, tokens[:, position, None])[:, 0], atol=1e-5, rtol=1e-4)
+        assert torch.equal(tokens, engine.generate(generator, LABELS, rng(), rules, guidance=guidance))
+
+    @torch.no_grad()
+    def test_without_guidance_and_rules_the_policy_is_the_model(self, generator) -> None:
+        tokens, log_probs = engine.generate_with_log_probs(generator, LABELS, rng())
+        torch.testing.assert_close(log_probs, generator.log_probs(tokens, LABELS), atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.parametrize("guidance", [1.0, 2.0])
+    def test_samples_follow_the_enumerated_distribution(self, guidance: float) -> None:
+        """Chi-square over all 27 sequences of a tiny model, 20,000 draws; the limit is the 99.9% point."""
+        from scipy.stats import chi2
+
+        tiny, draws, label = build("next_token", TokenSpec(3, 3, "sequence")), 20_000, 1
+        tokens = engine.generate(tiny, torch.full((draws,), label), rng(), guidance=guidance)
+        counts = Counter(map(tuple, tokens.tolist()))
+        statistic, total = 0.0, 0.0
+        for sequence in itertools.product(range(3), repeat=3):
+            probability = 1.0
+            for position, token in enumerate(sequence):
+                prefix = torch.tensor([sequence[:position]], dtype=torch.long).view(1, position)
+                with torch.no_grad():
+                    probability *= float(policy(tiny, prefix, torch.tensor([label]), guidance)[0, token])
+            total += probability
+            statistic += (counts[sequence] - draws * probability) ** 2 / (draws * probability)
+        assert total == pytest.approx(1.0, abs=1e-5)
+        assert statistic < chi2.ppf(0.999, df=26)
+
+    def test_the_same_generator_state_gives_the_same_tokens(self, generator) -> None:
+        first, second = (engine.generate(generator, LABELS, rng(5), guidance=2.0) for _ in range(2))
+        assert torch.equal(first, second)
+        assert not torch.equal(first, engine.generate(generator, LABELS, rng(6), guidance=2.0))
+
+    def test_guidance_1_is_no_guidance_and_skips_the_null_rows(self, generator, monkeypatch) -> None:
+        rows = []
+        begin = generator.begin
+        monkeypatch.setattr(generator, "begin", lambda labels: rows.append(len(labels)) or begin(labels))
+        with_one = engine.generate(generator, LABELS, rng(), guidance=1.0)
+        assert torch.equal(with_one, engine.generate(generator, LABELS, rng()))
+        engine.generate(generator, LABELS, rng(), guidance=1.5)
+        assert rows == [6, 6, 12]
+
+    def test_guidance_0_does_not_know_the_label(self, generator) -> None:
+        zeros, ones = (engine.generate(generator, torch.full((8,), label), rng(), guidance=0.0) for label in (0, 1))
+        assert torch.equal(zeros, ones)
+
+    def test_a_sample_does_not_depend_on_its_batch(self, generator) -> None:
+        labels = torch.arange(64) % CLASSES
+        together = engine.generate(generator, labels, rng(), guidance=2.0)
+        one, state = rng(), []
+        state = [engine.generate(generator, part, one, guidance=2.0) for part in labels.split([1, 1, 30, 32])]
+        assert torch.equal(together, torch.cat(state))
+
+    @torch.no_grad()
+    def test_batched_logits_are_those_of_single_rows(self, generator) -> None:
+        logits, cache = generator.begin(LABELS)
+        single = [generator.begin(label[None]) for label in LABELS]
+        torch.testing.assert_close(logits, torch.cat([s[0] for s in single]), atol=1e-5, rtol=1e-5)
+        following = generator.advance(LABELS, cache)
+        alone = torch.cat([generator.advance(t[None], s[1]) for t, s in zip(LABELS, single, strict=True)])
+        torch.testing.assert_close(following, alone, atol=1e-5, rtol=1e-5)
+
+    def test_steps_are_streamed_in_order(self, generator) -> None:
+        seen: list[torch.Tensor] = []
+        tokens = engine.generate(generator, LABELS, rng(), on_step=lambda step, drawn: seen.append(drawn.clone()))
+        assert torch.equal(torch.stack(seen, 1), tokens)
+
+    def test_dropout_is_off_while_drawing_and_back_on_after(self) -> None:
+        backbone = {"type": "transformer", "depth": 1, "width": 16, "heads": 2, "dropout": 0.5}
+        noisy = build("next_token", backbone=backbone).train()
+        first, second = (engine.generate(noisy, LABELS, rng(), [Greedy()]) for _ in range(2))
+        assert torch.equal(first, second)
+        assert noisy.training
+
+    def test_tokens_may_be_used_in_training(self, generator) -> None:
+        tokens = engine.generate(generator, LABELS, rng())
+        generator.log_probs(tokens, LABELS).sum().backward()
+        generator.zero_grad()
+
+    def test_labels_that_there_are_not(self, generator) -> None:
+        assert engine.generate(generator, LABELS[:0], rng()).shape == (0, SPEC.length)
+        with pytest.raises(ValueError, match=r"\[0, 3\]"):
+            engine.generate(generator, torch.tensor([4]), rng())
+
+
+class TestInvert:
+    def test_every_quantile_has_its_token(self) -> None:
+        logits = torch.tensor([0.5, 0.0, 0.25, 0.25]).log().expand(8, -1)
+        uniform = torch.tensor([0.0, 0.49, 0.5, 0.74, 0.75, 0.999, 1 - 2**-53, 0.2], dtype=torch.float64)
+        assert engine.invert(logits, uniform).tolist() == [0, 0, 2, 2, 3, 3, 3, 0]
+
+    def test_removed_tokens_are_never_drawn(self) -> None:
+        logits = torch.full((2, 5), -math.inf)
+        logits[:, 2] = 3.0
+        assert engine.invert(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [2, 2]
+
+
+class TestRules:
+    logits = torch.randn(200, 40, generator=rng(3)) * 3
+
+    @pytest.mark.parametrize(
+        "rule", [Greedy(), TopK(1), TopK(5), TopP(0.3), TopP(0.9), MinP(0.2), Typical(0.2), Typical(0.9)]
+    )
+    def test_cuts_keep_the_likeliest_and_all_ratios(self, rule) -> None:
+        cut = rule(self.logits)
+        kept = cut > -math.inf
+        assert kept.gather(-1, self.logits.argmax(-1, keepdim=True)).all()
+        renormalized = torch.where(kept, self.logits, -math.inf).softmax(-1)
+        torch.testing.assert_close(cut.softmax(-1), renormalized)
+        assert not kept.all()
+
+    def test_temperature_divides(self) -> None:
+        expected = (self.logits.softmax(-1) ** 2).double()
+        torch.testing.assert_close(
+            Temperature(0.5)(self.logits).softmax(-1).double(),
+            expected / expected.sum(-1, keepdim=True),
+            atol=1e-6,
+            rtol=1e-4,
+        )
+
+    def test_top_k_keeps_k(self) -> None:
+        assert ((TopK(5)(self.logits) > -math.inf).sum(-1) == 5).all()
+        assert torch.equal(TopK(100)(self.logits), self.logits)
+
+    @pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.99])
+    def test_top_p_keeps_the_smallest_set_with_the_mass(self, p: float) -> None:
+        probabilities = self.logits.softmax(-1)
+        kept = TopP(p)(self.logits) > -math.inf
+        for row, keep in zip(probabilities, kept, strict=True):
+            mass, least = row[keep].sum(), row[keep].min()
+            assert mass >= p - 1e-5
+            assert mass - least < p  # without its last token it would be too little
+            assert row[~keep].numel() == 0 or row[~keep].max() <= least
+
+    def test_min_p_compares_with_the_largest(self) -> None:
+        probabilities = self.logits.softmax(-1)
+        expected = probabilities >= 0.1 * probabilities.amax(-1, keepdim=True)
+        assert torch.equal(MinP(0.1)(self.logits) > -math.inf, expected)
+
+    def test_typical_prefers_the_expected_surprise(self) -> None:
+        probabilities = torch.tensor([[0.4, 0.15, 0.15, 0.15, 0.15]])
+        entropy = -(probabilities * probabilities.log()).sum()  # 1.50 nats; a 0.15 has 1.90, the 0.4 has 0.92
+        nearest = ((-probabilities.log()) - entropy).abs()[0]
+        assert nearest[1] < nearest[0]
+        kept = Typical(0.3)(probabilities.log())[0] > -math.inf
+        assert kept.tolist() == [True, True, True, False, False]  # two of the typical ones, and the likeliest
+
+    def test_typical_after_a_cut_has_no_nan(self) -> None:
+        assert not Typical(0.5)(TopK(3)(self.logits)).isnan().any()
+
+
+@pytest.mark.parametrize("name", registry.names(Sampler))
+class TestSamplerContract:
+    def test_shape_range_and_reproducibility(self, name: str, generator) -> None:
+        sampler = registry.build(Sampler, {"type": name})
+        tokens = sampler.sample(generator, LABELS, rng())
+        assert (tokens.shape, tokens.dtype) == ((len(LABELS), SPEC.length), torch.int64)
+        assert ((tokens >= 0) & (tokens < SPEC.vocabulary)).all()
+        assert torch.equal(tokens, sampler.sample(generator, LABELS, rng()))
+        assert not tokens.requires_grad
+
+
+class TestAncestral:
+    def test_defaults_draw_from_the_model_itself(self, generator) -> None:
+        assert torch.equal(Ancestral().sample(generator, LABELS, rng()), engine.generate(generator, LABELS, rng()))
+
+    def test_temperature_0_and_top_k_1_are_greedy(self, generator) -> None:
+        greedy = engine.generate(generator, LABELS, rng(), [Greedy()], guidance=2.0)
+        for sampler in (Ancestral(temperature=0, guidance=2.0), Ancestral(top_k=1, guidance=2.0)):
+            assert torch.equal(sampler.sample(generator, LABELS, rng(9)), greedy)
+
+    @pytest.mark.parametrize(
+        "wrong", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}, {"guidance": -2}, {"topk": 3}]
+    )
+    def test_wrong_settings_are_refused(self, wrong: dict) -> None:
+        with pytest.raises(registry.ComponentError):
+            registry.build(Sampler, {"type": "ancestral", **wrong})
+
+
+def test_two_thousand_samples_need_no_python_over_rows() -> None:
+    """The engine calls the generator once a token, whatever the batch."""
+    generator = build("next_token")
+    calls = []
+    advance = generator.advance
+    generator.advance = lambda tokens, cache: calls.append(len(tokens)) or advance(tokens, cache)  # type: ignore[method-assign]
+    engine.generate(generator, torch.arange(2000) % CLASSES, rng(), guidance=2.0)
+    assert calls == [4000] * (SPEC.length - 1)
