@@ -26,7 +26,9 @@ class ArtifactError(ValueError):
 def save(folder: Path, kind: type, spec: dict[str, Any], wired: tuple[Any, ...], module: nn.Module) -> None:
     """Writes a component built as `registry.build(kind, spec, *wired)`; `wired` are numbers, ImageFormat, TokenSpec."""
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = [{"value": type(w).__name__, **asdict(w)} if is_dataclass(w) and not isinstance(w, type) else w for w in wired]
+    sizes = [
+        {"value": type(w).__name__, **asdict(w)} if is_dataclass(w) and not isinstance(w, type) else w for w in wired
+    ]
     config = {"format": FORMAT, "kind": kind.__name__, "spec": spec, "wired": sizes}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
@@ -61,5 +63,5 @@ def load(folder: Path, kind: type[M]) -> M:
 def _value(stored: Any) -> Any:
     if not isinstance(stored, dict):
         return stored
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k != "value"}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k != "value"}
     return _VALUES[stored["value"]](**fields)

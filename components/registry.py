@@ -22,15 +22,21 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar, get_args, get_type_hints
+from typing import Any, Generic, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, create_model
 from pydantic_core import core_schema
 
 K = TypeVar("K")
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _once(function: _F) -> _F:
+    """`functools.cache` that keeps the signature."""
+    return cast(_F, cache(function))
 
 
 class ComponentError(ValueError):
@@ -87,18 +93,20 @@ def nearest(name: str, choices: list[str]) -> str:
     return f", did you mean '{found[0]}'?" if found else ""
 
 
-@cache
+@_once
 def names(kind: type) -> tuple[str, ...]:
     """The built-ins and installed entry points of a kind; imports none of them."""
     package = importlib.import_module(kind.family)  # type: ignore[attr-defined]
     found = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_") and not m.ispkg]
     built_in = [name for name in found if name not in getattr(package, "HELPERS", ())]
     prefix = f"{kind.__name__.lower()}."
-    installed = [e.name.removeprefix(prefix) for e in entry_points(group="tessera.components") if e.name.startswith(prefix)]
+    installed = [
+        e.name.removeprefix(prefix) for e in entry_points(group="tessera.components") if e.name.startswith(prefix)
+    ]
     return tuple(sorted({*built_in, *installed}))
 
 
-@cache
+@_once
 def lookup(kind: type[K], name: str) -> type[K]:
     """The class behind a name; raises ComponentError with the nearest valid name."""
     if ":" in name:
@@ -113,7 +121,8 @@ def lookup(kind: type[K], name: str) -> type[K]:
     choices = list(names(kind))
     if name not in choices:
         raise ComponentError(
-            f"no {kind.__name__} is called '{name}'{nearest(name, choices)} (there are: {', '.join(choices)})", ("type",)
+            f"no {kind.__name__} is called '{name}'{nearest(name, choices)} (there are: {', '.join(choices)})",
+            ("type",),
         )
     for entry in entry_points(group="tessera.components"):
         if entry.name == f"{kind.__name__.lower()}.{name}":
@@ -128,7 +137,7 @@ def lookup(kind: type[K], name: str) -> type[K]:
     return classes[0]
 
 
-@cache
+@_once
 def config_model(cls: type) -> type[BaseModel]:
     """The pydantic model of a constructor's keyword-only arguments: unknown keys are refused."""
     hints = get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]

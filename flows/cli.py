@@ -83,7 +83,7 @@ def run(
         inline=inline or data is not None,
     )
     for overrides in recipes.expand(set_ or []):
-        execute(settings, recipe, scale, overrides, name, data and str(data), options)
+        execute(settings, recipe, scale, overrides, name, str(data) if data else None, options)
 
 
 @app.command()
@@ -93,7 +93,7 @@ def plan(recipe: str, scale: Scale = None, set_: Set = None, name: Name = "", da
     from flows.terminal import table
 
     settings = _settings()
-    folder = planning.prepare(settings, recipe, scale, set_ or [], name, data and str(data))
+    folder = planning.prepare(settings, recipe, scale, set_ or [], name, str(data) if data else None)
     rows = []
     for stage in planning.plan(folder, settings):
         cost = f"{stage.cost:.0f} s" if stage.cost is not None else "never ran"
@@ -135,7 +135,7 @@ def cancel(name: str) -> None:
     from infra import compute
 
     settings = _settings()
-    stopped = compute.cancel(_run_folder(settings, name).name)
+    stopped = compute.cancel(_run_folder(settings, name).name, settings)
     console.print("stopped" if stopped else "nothing of this run was running")
 
 
@@ -215,11 +215,15 @@ def deploy() -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    repair: Annotated[
+        bool, typer.Option("--repair", help="move the registry's aliases to what the ledger says")
+    ] = False,
+) -> None:
     """Check the installation and every configured service; says what to do."""
     from flows import doctor as checks
 
-    sys.exit(checks.run(_settings()))
+    raise typer.Exit(checks.run(_settings(), repair))
 
 
 # ------------------------------------------------------------------------------------------------ models, lineage
@@ -343,9 +347,7 @@ def main() -> None:
     from flows.terminal import fail
 
     try:
-        app(standalone_mode=False)
-    except typer.Exit as leaving:
-        sys.exit(leaving.exit_code)
+        sys.exit(app(standalone_mode=False) or 0)  # the code of a `typer.Exit`
     except typer.Abort:
         fail("stopped", 1)
     except KeyboardInterrupt:

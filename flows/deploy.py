@@ -39,7 +39,7 @@ def up(settings: Settings) -> None:
             settings, {"prefect", "mlflow", "ray", "worker"}, extra={"worker": worker_command()}, idle=False
         )
     deploy(settings, quiet=True)
-    rows = [
+    rows: list[list[object]] = [
         ["Prefect", str(addresses.prefect).removesuffix("/api"), "run, schedule and watch flows"],
         ["MLflow", addresses.mlflow, "experiments, metrics, models"],
         ["Ray", addresses.dashboard, "where it computes"],

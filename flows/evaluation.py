@@ -12,10 +12,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow
 
+from components import yamlio
 from flows.context import StageContext
 from flows.networks import derived_seed, load_networks
 from flows.pipeline import label, walk
@@ -24,48 +26,134 @@ from flows.request import Request
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from components.interfaces import EvaluationBatch, Metric, Networks, Tokenizer, TokenSpec
+    from components.interfaces import (
+        EvaluationBatch,
+        Generator,
+        Metric,
+        Networks,
+        Sampler,
+        Tokenizer,
+        TokenSpec,
+    )
     from components.registry import Spec
 
 COLUMNS = 10  # samples of a class in the figures
 
 
 def body(ctx: StageContext) -> dict[str, float]:
-    import torch
-
     from components import artifact, registry
-    from components.data.batches import to_float
-    from components.data.shards import load_split
-    from components.interfaces import EvaluationBatch, Metric, Tokenizer
+    from components.interfaces import Generator, Sampler, Tokenizer
+    from components.sampling.ancestral import Ancestral
     from flows import pictures
 
-    section = ctx.section("evaluation")
-    size = int(section["batch_size"])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = artifact.load(ctx.input("tokenizer"), Tokenizer).to(device)
-    networks = {name: network.to(device) for name, network in load_networks(ctx).items()}
-    specs = [registry.resolve(Metric, value) for value in section["metrics"]]
-
-    split = load_split(ctx.input("dataset"), "held_out")
-    heldout, labels = to_float(split.images).to(device), torch.as_tensor(split.labels, device=device)
-    reconstructions, tokens = _reconstruct(tokenizer, heldout, size)
-    pairs = [
-        EvaluationBatch(
-            heldout=heldout[p], heldout_labels=labels[p], reconstructions=reconstructions[p], tokens=tokens[p]
-        )
-        for p in _parts(len(heldout), size)
-    ]
+    bench = Bench(ctx)
+    tokenizer = artifact.load(ctx.input("tokenizer"), Tokenizer).to(bench.device)
+    metrics, reconstructions = bench.reconstruction(tokenizer)
+    ctx.figure("reconstructions", pictures.pairs(bench.heldout[: 2 * COLUMNS], reconstructions[: 2 * COLUMNS], COLUMNS))
     ctx.progress(1, 4, "reconstructions")
-    metrics = measure(specs, networks, tokenizer.spec, pairs)
-    ctx.figure("reconstructions", pictures.pairs(heldout[: 2 * COLUMNS], reconstructions[: 2 * COLUMNS], COLUMNS))
-    if ctx.has("generator"):
-        metrics |= _samples(ctx, specs, networks, tokenizer, heldout, labels)
 
-    ctx.table("metrics", _rows(specs, metrics))
+    stages = [name for name in ("generator", "posttraining") if ctx.has(name)]
+    generators = {name: artifact.load(ctx.input(name), Generator).to(bench.device) for name in stages}
+    if stages:
+        final = generators[stages[-1]]
+        sampling = registry.build(Sampler, ctx.section("sampling") or {"type": "ancestral"})
+        sampled, images = bench.samples(tokenizer, final, sampling)
+        ctx.figure("samples", pictures.rows(bench.by_class(images, final)))
+        ctx.progress(2, 4, "samples")
+        metrics |= sampled
+    if ctx.has("posttraining"):
+        plain = Ancestral(temperature=1.0, guidance=1.0)
+        before, images_before = bench.samples(tokenizer, generators["generator"], plain)
+        ctx.progress(3, 4, "samples before post-training")
+        after, images_after = bench.samples(tokenizer, final, plain)
+        both = (bench.by_class(images, final) for images in (images_before, images_after))
+        ctx.figure("before_after", pictures.beside(*both))
+        ctx.table("reinforcement", [{"metric": k, "before": before[k], "after": after[k]} for k in before])
+        metrics |= {f"before.{k}": v for k, v in before.items()} | {f"after.{k}": v for k, v in after.items()}
+        metrics |= reinforcement(before, after)
+
+    ctx.table("metrics", _rows(bench.specs, metrics))
     temporary = ctx.output / ".metrics.json"
     temporary.write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
     os.replace(temporary, ctx.output / "metrics.json")
     return metrics
+
+
+class Bench:
+    """What every model of a run is measured with: the recipe's metrics, their networks, and the held-out images."""
+
+    def __init__(self, ctx: StageContext) -> None:
+        import torch
+
+        from components import registry
+        from components.data.batches import to_float
+        from components.data.shards import describe, load_split
+        from components.interfaces import Metric
+
+        section = ctx.section("evaluation")
+        self.size, self.count, self.seed = int(section["batch_size"]), int(section["samples"]), ctx.seed
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.networks = {name: network.to(self.device) for name, network in load_networks(ctx).items()}
+        self.specs = [registry.resolve(Metric, value) for value in section["metrics"]]
+        split = load_split(ctx.input("dataset"), "held_out")
+        self.heldout = to_float(split.images).to(self.device)
+        self.labels = torch.as_tensor(split.labels, device=self.device)
+        self.classes = len(describe(ctx.input("dataset"))["target_classes"])  # they come first
+
+    def reconstruction(self, tokenizer: Tokenizer) -> tuple[dict[str, float], Tensor]:
+        """Metrics of the held-out images through the tokenizer, and what came out, [n, C, H, W]."""
+        import torch
+
+        from components.interfaces import EvaluationBatch
+
+        with torch.no_grad():
+            tokens = torch.cat([tokenizer.encode(self.heldout[p]) for p in self._parts(len(self.heldout))])
+            images = torch.cat([tokenizer.decode(tokens[p]).clamp(-1, 1) for p in self._parts(len(tokens))])
+        pairs = [
+            EvaluationBatch(
+                heldout=self.heldout[p], heldout_labels=self.labels[p], reconstructions=images[p], tokens=tokens[p]
+            )
+            for p in self._parts(len(images))
+        ]
+        return measure(self.specs, self.networks, tokenizer.spec, pairs), images
+
+    def samples(self, tokenizer: Tokenizer, generator: Generator, sampler: Sampler) -> tuple[dict[str, float], Tensor]:
+        """Metrics of drawn images, the target's classes evenly, and the images, [n, C, H, W]; the same random numbers for
+        every generator."""
+        import torch
+
+        from components.interfaces import EvaluationBatch
+
+        from_seed = torch.Generator(self.device).manual_seed(derived_seed(self.seed, "evaluation"))
+        wanted = self._wanted(generator)
+        images = torch.cat([
+            tokenizer.decode(sampler.sample(generator, wanted[p], from_seed)).detach().clamp(-1, 1)
+            for p in self._parts(self.count)
+        ])  # fmt: skip
+        real = [
+            EvaluationBatch(heldout=self.heldout[p], heldout_labels=self.labels[p])
+            for p in self._parts(len(self.heldout))
+        ]
+        drawn = [
+            EvaluationBatch(samples=images[p], sample_labels=wanted[p] if self.classes else None)
+            for p in self._parts(self.count)
+        ]
+        return measure(self.specs, self.networks, tokenizer.spec, [*real, *drawn]), images
+
+    def by_class(self, images: Tensor, generator: Generator) -> list[Tensor]:
+        """The first samples of each class, for one row a class."""
+        wanted = self._wanted(generator)
+        return [images[wanted == label][:COLUMNS] for label in wanted.unique()]
+
+    def _wanted(self, generator: Generator) -> Tensor:
+        """Labels [n]: the target's classes in turn; the null class where there are none."""
+        import torch
+
+        positions = torch.arange(self.count, device=self.device)
+        return positions % self.classes if self.classes else torch.full_like(positions, generator.classes)
+
+    def _parts(self, count: int) -> Iterator[slice]:
+        return (slice(start, start + self.size) for start in range(0, count, self.size))
 
 
 def measure(
@@ -79,68 +167,31 @@ def measure(
     return {name: value for metric in metrics for name, value in metric.compute().items()}
 
 
-def _samples(
-    ctx: StageContext,
-    specs: list[Spec[Metric]],
-    networks: Networks,
-    tokenizer: Tokenizer,
-    heldout: Tensor,
-    labels: Tensor,
-) -> dict[str, float]:
-    """Everything that is measured on drawn samples."""
-    import torch
+def measure_bundle(bundle: Path, run: Path) -> dict[str, float]:
+    """The plain metrics of a registered model on the held-out data of `run`, by that run's metrics and judges.
 
-    from components import artifact, registry
-    from components.data.shards import describe
-    from components.interfaces import EvaluationBatch, Generator, Sampler
-    from components.sampling.ancestral import Ancestral
-    from flows import pictures
+    Raises ServingError for a model of pictures of another size or other classes."""
+    from components import registry
+    from components.interfaces import Sampler
+    from flows import serving
 
-    section = ctx.section("evaluation")
-    size, count = int(section["batch_size"]), int(section["samples"])
-    stages = ["generator"] + (["posttraining"] if ctx.has("posttraining") else [])
-    generators = {s: artifact.load(ctx.input(s), Generator).to(heldout.device) for s in stages}
-    final = generators[stages[-1]]
-    classes = len(describe(ctx.input("dataset"))["target_classes"])  # they come first
-    labeled = classes > 0
-    asked = (
-        torch.arange(classes, device=heldout.device)
-        if labeled
-        else torch.tensor([final.classes], device=heldout.device)
-    )
-    wanted = asked[torch.arange(count, device=heldout.device) % len(asked)]
-
-    def drawn(generator: Generator, sampler: Sampler) -> tuple[dict[str, float], Tensor]:
-        rng = torch.Generator(heldout.device).manual_seed(derived_seed(ctx.seed, "evaluation"))
-        images = torch.cat([
-            tokenizer.decode(sampler.sample(generator, wanted[p], rng)).detach().clamp(-1, 1)
-            for p in _parts(count, size)
-        ])  # fmt: skip
-        real = [EvaluationBatch(heldout=heldout[p], heldout_labels=labels[p]) for p in _parts(len(heldout), size)]
-        fake = [
-            EvaluationBatch(samples=images[p], sample_labels=wanted[p] if labeled else None)
-            for p in _parts(count, size)
-        ]
-        return measure(specs, networks, tokenizer.spec, [*real, *fake]), images
-
-    def rows(images: Tensor) -> list[Tensor]:
-        """One row for each class."""
-        return [images[wanted == label][:COLUMNS] for label in asked]
-
-    plain = Ancestral(temperature=1.0, guidance=1.0)
-    metrics, images = drawn(final, registry.build(Sampler, ctx.section("sampling") or {"type": "ancestral"}))
-    ctx.figure("samples", pictures.rows(rows(images)))
-    ctx.progress(2, 4, "samples")
-    if not ctx.has("posttraining"):
-        return metrics
-    before, images_before = drawn(generators["generator"], plain)
-    ctx.progress(3, 4, "samples before post-training")
-    after, images_after = drawn(generators["posttraining"], plain)
-    ctx.figure("before_after", pictures.beside(rows(images_before), rows(images_after)))
-    change = reinforcement(before, after)
-    ctx.table("reinforcement", [{"metric": k, "before": before[k], "after": after[k]} for k in before])
-    metrics |= {f"before.{k}": v for k, v in before.items()} | {f"after.{k}": v for k, v in after.items()}
-    return metrics | change
+    recipe = yamlio.load(run / "recipe.yaml")
+    ctx = StageContext(run=run, stage="evaluation", recipe=recipe, output=run / "work", work=run / "work")
+    bench, model = Bench(ctx), serving.load_folder(bundle)
+    channels, size = bench.heldout.shape[1], bench.heldout.shape[-1]
+    about = json.loads((ctx.input("dataset") / "dataset.json").read_text())
+    if (model.image.channels, model.image.size) != (channels, size) or model.target_classes != about["target_classes"]:
+        raise serving.ServingError(
+            f"{bundle.name} cannot be measured on the data of run '{run.name}': its pictures are {model.image.size} pixels "
+            f"wide with {model.image.channels} channels and {len(model.target_classes)} classes, the data's are {size} with "
+            f"{channels} and {bench.classes}"
+        )
+    tokenizer = model.tokenizer.to(bench.device)
+    metrics, _ = bench.reconstruction(tokenizer)
+    if model.generator is not None:
+        sampler = registry.build(Sampler, model.sampling)
+        metrics |= bench.samples(tokenizer, model.generator.to(bench.device), sampler)[0]
+    return metrics
 
 
 def reinforcement(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
@@ -156,19 +207,6 @@ def reinforcement(before: dict[str, float], after: dict[str, float]) -> dict[str
     if before.get("diversity"):
         change["rl.diversity_ratio"] = after["diversity"] / before["diversity"]
     return change
-
-
-def _reconstruct(tokenizer: Tokenizer, images: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """images [n, C, H, W] -> reconstructions [n, C, H, W], tokens [n, L]"""
-    import torch
-
-    with torch.no_grad():
-        tokens = torch.cat([tokenizer.encode(images[p]) for p in _parts(len(images), size)])
-        return torch.cat([tokenizer.decode(tokens[p]).clamp(-1, 1) for p in _parts(len(tokens), size)]), tokens
-
-
-def _parts(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, count, size))
 
 
 def _rows(specs: list[Spec[Metric]], metrics: dict[str, float]) -> list[dict[str, Any]]:

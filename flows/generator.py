@@ -39,7 +39,6 @@ def body(ctx: StageContext) -> dict[str, float]:
     metrics = {
         "loss": last["loss"],
         "parameters": sum(p.numel() for p in generator.parameters()),
-        "samples_per_second": last.get("samples_per_second", math.nan),
     }
     device = next(generator.parameters()).device  # where the training left it
     for split in ("target", "held_out"):

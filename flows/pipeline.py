@@ -71,7 +71,9 @@ def walk(request: Request, until: str | None = None) -> dict[str, dict[str, floa
         walker = stack.enter_context(context)
         stack.callback(compute.release, run.name, settings)
         for node in walker.graph.stages:
-            state = stage.with_options(name=node.name, task_run_name=node.name)(walker, node.name, return_state=True)
+            state: Any = stage.with_options(name=node.name, task_run_name=node.name)(
+                walker, node.name, return_state=True
+            )
             results[node.name] = state.result().metrics
             if node.name == last:
                 break

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from components import yamlio
 from flows import publish, recipes, runs
 from infra import graph, records
 from infra.settings import Settings
@@ -55,6 +56,7 @@ def plan(run: Path, settings: Settings, force: frozenset[str] = frozenset()) -> 
     """What would happen to each stage of an existing run folder, in order."""
     planned: list[Planned] = []
     stale: set[str] = set()
+    system = yamlio.load(run / "recipe.yaml")["system"]
     with graph.open_graph(run) as opened:
         for node in opened.stages:
             why = {"forced": "asked for"} if node.name in force else node.why()
@@ -68,7 +70,7 @@ def plan(run: Path, settings: Settings, force: frozenset[str] = frozenset()) -> 
                 state = "cached"
             if state != "cached":
                 stale.add(node.name)
-            cost = records.last_cost(settings, node.name, run.name)
+            cost = records.last_cost(settings, node.name, run.name, system)
             planned.append(Planned(node.name, state, why, cost))
     return planned
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from components import yamlio
 from flows import gates
+from flows.inputs import ServingError
 from infra import ledger, registry
 from infra.settings import Settings
 
@@ -61,7 +62,11 @@ def decide(settings: Settings, run: Path, *, who: str, why: str) -> Decision:
     metrics = json.loads((run / "metrics" / "evaluation.json").read_text())
     against = registry.metrics(settings, model, current, data=heldout(run)) if current else None
     if current and against is None and any(gates.parse(gate).of_champion for gate in recipe["gates"]):
-        against = _measure_again(settings, model, current, run)
+        try:
+            against = _measure_again(settings, model, current, run)
+        except ServingError as error:
+            text = f"{model} version {version} stays a candidate: no comparison with champion {current} ({error})"
+            return Decision(model, version, current, False, text)
     verdicts = gates.judge(recipe["gates"], metrics, against)
     failed = [verdict.gate for verdict in verdicts if not verdict.passed]
     if failed:

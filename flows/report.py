@@ -20,12 +20,12 @@ from flows.promotion import Decision
 from flows.terminal import number
 from infra.storage import write_bytes_atomic, write_json_atomic
 
-#: figures that stand at the top of the page, in this order, with the sentence below them
+#: figures that stand at the top of the page, in this order: stage, name, over the whole width, the sentence below
 _HERO = (
-    ("evaluation", "samples", "Samples drawn from the generator, one row a class"),
-    ("evaluation", "reconstructions", "Held-out pictures, and below each what the tokenizer makes of its tokens"),
-    ("evaluation", "before_after", "Without guidance: before and after post-training"),
-    ("mixture", "clusters", "The pool's clusters and the weight the search gave each"),
+    ("evaluation", "samples", False, "Samples drawn from the generator, one row a class"),
+    ("evaluation", "reconstructions", False, "Held-out pictures, and below each what the tokenizer makes of its tokens"),
+    ("evaluation", "before_after", True, "Without guidance: before (left) and after post-training"),
+    ("mixture", "clusters", True, "The pool's clusters and the weight the search gave each"),
 )
 _WIDTH, _HEIGHT = 420, 180  # of a chart, in pixels
 
@@ -58,8 +58,8 @@ def render(run: Path, verdicts: list[dict[str, Any]], champion: dict[str, float]
     recipe = yamlio.load(run / "recipe.yaml")
     stages = [name for name in runs.stage_list(run) if (run / "outputs" / name).exists()]
     metrics = {name: runs.metrics(run, name) for name in stages}
-    hero = [(caption, picture) for stage, name, caption in _HERO if (picture := _picture(run, stage, name))]
-    shown = {(stage, name) for stage, name, _ in _HERO}
+    hero = [(caption, wide, picture) for stage, name, wide, caption in _HERO if (picture := _picture(run, stage, name))]
+    shown = {(stage, name) for stage, name, _, _ in _HERO}
     more = [
         (stage, path.stem, _uri(path))
         for stage in stages
@@ -93,8 +93,10 @@ def _headline(metrics: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
 
 
 def _against(evaluation: dict[str, float], champion: dict[str, float] | None) -> list[dict[str, Any]]:
+    """The main figures; single classes, ends of intervals and what post-training started from are in the details."""
     before = champion or {}
-    return [{"metric": name, "value": value, "champion": before.get(name)} for name, value in evaluation.items()]
+    shown = [name for name in evaluation if "." not in name or name.startswith("rl.")]
+    return [{"metric": name, "value": evaluation[name], "champion": before.get(name)} for name in shown]
 
 
 def _picture(run: Path, stage: str, name: str) -> str | None:

@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows import recipes, runs
 
 if TYPE_CHECKING:  # the members are only known at run time
-    Recipe = Scale = Stage = Enum
+    Recipe = str
+    Scale = str
+    Stage = str
 else:
     _PROJECT = runs.project_root()
     Recipe = Enum("Recipe", {name: name for name in recipes.list_recipes(_PROJECT)}, type=str)

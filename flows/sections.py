@@ -145,7 +145,7 @@ def _component(value: Any, kind: type, own: type[BaseModel], path: tuple[str, ..
             raise ComponentError(f"expected a mapping with a 'type' (one of: {', '.join(names(kind))}), got {value!r}")
         belongs = set(own.model_fields)
         rest = validate(own, {k: v for k, v in value.items() if k in belongs}).model_dump(mode="json")
-        spec = registry.resolve(kind, {k: v for k, v in value.items() if k not in belongs})
+        spec: registry.Spec[Any] = registry.resolve(kind, {k: v for k, v in value.items() if k not in belongs})
     except ComponentError as error:
         raise ComponentError(error.message, (*path, *error.path)) from error
     return {**spec.dump(), **rest}
@@ -192,7 +192,7 @@ def _foreign() -> dict[str, Any]:
 
 
 def _configuration(kind: type, name: str) -> dict[str, Any]:
-    cls = registry.lookup(kind, name)
+    cls: type[Any] = registry.lookup(kind, name)
     schema = _section_schema(registry.config_model(cls))
     schema["properties"] = {"type": {"const": name}, **schema.get("properties", {})}
     schema["required"] = ["type", *schema.get("required", [])]

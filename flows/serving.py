@@ -136,7 +136,7 @@ class Model:
         from components.interfaces import Sampler
 
         asked = {"temperature": temperature, "guidance": guidance}
-        return registry.build(Sampler, self.sampling | {k: v for k, v in asked.items() if v is not None})  # type: ignore[type-abstract]
+        return registry.build(Sampler, self.sampling | {k: v for k, v in asked.items() if v is not None})
 
     def _labels(self, n: int, label: str | Sequence[str] | None) -> list[int]:
         if label is None:
@@ -193,8 +193,8 @@ def load_folder(folder: Path, device: str = "cpu", name: str | None = None) -> M
         raise ServingError(f"{name} holds no model: neither a bundle (bundle.json) nor a run with a trained tokenizer")
     found = next((path for path in generators if (path / "config.json").is_file()), None)
     return Model(
-        artifact.load(tokenizer, Tokenizer).to(device),  # type: ignore[type-abstract]
-        artifact.load(found, Generator).to(device) if found else None,  # type: ignore[type-abstract]
+        artifact.load(tokenizer, Tokenizer).to(device),
+        artifact.load(found, Generator).to(device) if found else None,
         sampling=recipe.get("sampling"),
         classes=about.get("classes", ()),
         target_classes=about.get("target_classes", ()),

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-console = Console(highlight=False)
+_WIDE = None if sys.stdout.isatty() else 200  # a file or a pipe has no width of its own
+console = Console(highlight=False, width=_WIDE)
 errors = Console(stderr=True, highlight=False)
 
 _SHOWN = 3  # metrics on a stage's line

@@ -24,7 +24,8 @@ from typing import Any, Literal
 from components import yamlio
 from flows import publish, report
 from flows.promotion import Decision, person
-from infra import compute, graph, records
+from infra import compute, records
+from infra import graph as graphs
 from infra.settings import Settings
 from infra.storage import write_json_atomic
 
@@ -59,7 +60,7 @@ class Walk:
     run: Path
     settings: Settings
     how: compute.Compute
-    graph: graph.RunGraph
+    graph: graphs.RunGraph
     force: frozenset[str] = frozenset()
     keep: frozenset[str] = frozenset()
     watch: Watch = ignore
@@ -72,23 +73,28 @@ class Walk:
         why = {"forced": "asked for"} if name in self.force else node.why()
         key = node.key()
         record = records.find(self.settings, key)
+        made_by = record["run"] if record else None
         if not why:
-            outcome = Outcome(name, "cached", metrics=self._metrics(name), made_by=record and record["run"])
+            outcome = Outcome(name, "cached", metrics=self._metrics(name), made_by=made_by)
         elif name in self.keep:
             node.commit()
             self._note_kept(name, why)
             outcome = Outcome(name, "kept", metrics=self._metrics(name), why=why)
         elif name not in self.force and node.restore():
             node.commit()
-            outcome = Outcome(name, "restored", metrics=self._metrics(name), why=why, made_by=record and record["run"])
+            outcome = Outcome(name, "restored", metrics=self._metrics(name), why=why, made_by=made_by)
         else:
             outcome = self._execute(node, key, why)
+        if record is None:  # it ran now, or before a kill or under `dvc repro` that left none
+            self._record(node, key, outcome)
+        # From here on the outputs are the truth; the body's record would answer for outputs altered later.
+        (self.run / "work" / name / "record.json").unlink(missing_ok=True)
         outcome.seconds = time.monotonic() - started
         publish.publish(self.run, node, self.settings, outcome, flow_run=self.flow_run)
         self.watch(name, {"state": outcome.state, "seconds": outcome.seconds, "metrics": outcome.metrics})
         return outcome
 
-    def _execute(self, node: graph.StageNode, key: str, why: dict[str, str]) -> Outcome:
+    def _execute(self, node: graphs.StageNode, key: str, why: dict[str, str]) -> Outcome:
         work = self.run / "work" / node.name
         self._make_workplace(node, work)
         self.watch(node.name, {"state": "running", "why": why})
@@ -113,8 +119,20 @@ class Walk:
             on_progress=progress,
         )
         tracker.flush()
-        body_seconds = _body_seconds(work, began)
         node.commit()
+        seconds = _body_seconds(work)
+        return Outcome(
+            node.name,
+            "ran",
+            body_seconds=time.time() - began if seconds is None else seconds,
+            metrics=metrics,
+            why=why,
+        )
+
+    def _record(self, node: graphs.StageNode, key: str, outcome: Outcome) -> None:
+        """What other runs see of a committed stage."""
+        work = self.run / "work" / node.name
+        seconds = outcome.body_seconds if outcome.state == "ran" else _body_seconds(work)
         records.put(
             self.settings,
             key,
@@ -122,15 +140,12 @@ class Walk:
             run=self.run.name,
             system=yamlio.load(self.run / "recipe.yaml")["system"],
             outs=node.outs,
-            metrics=metrics,
-            seconds=body_seconds,
-            started=began,
+            metrics=outcome.metrics,
+            seconds=seconds,
+            started=time.time() - (seconds or 0.0),
         )
-        # From here on the outputs are the truth; a record left behind would answer for outputs altered later.
-        (work / "record.json").unlink(missing_ok=True)
-        return Outcome(node.name, "ran", body_seconds=body_seconds, metrics=metrics, why=why)
 
-    def _make_workplace(self, node: graph.StageNode, work: Path) -> None:
+    def _make_workplace(self, node: graphs.StageNode, work: Path) -> None:
         """Keeps the checkpoints of an interrupted or shorter training, and nothing of a different one."""
         identity = {"continues": _continuation(node)}
         path = work / "identity.json"
@@ -156,7 +171,7 @@ class Walk:
             file.write(json.dumps({"stage": name, "time": time.time(), "who": person(), "why": why}) + "\n")
 
 
-def _continuation(node: graph.StageNode) -> str:
+def _continuation(node: graphs.StageNode) -> str:
     """The stage key without the number of training steps: equal for trainings of which one is the other's beginning."""
 
     def without_steps(value: Any) -> Any:
@@ -172,17 +187,14 @@ def _continuation(node: graph.StageNode) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _body_seconds(work: Path, began: float) -> float:
+def _body_seconds(work: Path) -> float | None:
+    """How long the body took whose record is still there."""
     record = work / "record.json"
-    if record.is_file():
-        stored = json.loads(record.read_text())
-        if "seconds" in stored:
-            return float(stored["seconds"])
-    return time.time() - began
+    return json.loads(record.read_text()).get("seconds") if record.is_file() else None
 
 
 @contextmanager
 def opened(run: Path, settings: Settings, how: compute.Compute, **options: Any) -> Iterator[Walk]:
     """A walk over an existing run folder."""
-    with graph.open_graph(run) as opened_graph:
+    with graphs.open_graph(run) as opened_graph:
         yield Walk(run, settings, how, opened_graph, **options)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -125,7 +126,11 @@ def connect(settings: Settings) -> Any:
         disconnect()
     try:
         ray.init(
-            address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", configure_logging=False
+            address=address,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
         )
     except ray.exceptions.AuthenticationError as error:
         raise ComputeLost(
@@ -312,7 +317,8 @@ def _release_idle(seconds: float = 30.0) -> None:
     for name in _workers():
         with contextlib.suppress(ray.exceptions.RayError, ValueError):
             other = ray.get_actor(name, namespace=NAMESPACE)
-            if ray.get(other.unused.remote(), timeout=1) > seconds:
+            unused: Any = ray.get(other.unused.remote(), timeout=1)
+            if unused > seconds:
                 ray.kill(other, no_restart=True)
 
 

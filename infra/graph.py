@@ -340,10 +340,10 @@ def _differences(name: str, before: Any, now: Any) -> dict[str, str]:
                 _differences(f"{name}.{key}", before.get(key), now.get(key)) if before.get(key) != now.get(key) else {}
             )
         return found
+    if name.startswith("code.") and before and now:  # "<code>-<sections>"; changed sections are named themselves
+        return {} if before.partition("-")[0] == now.partition("-")[0] else {name: "the code changed"}
     if before == now:
         return {}
-    if name.startswith("code."):
-        return {name: "the code changed"}
     return {name: f"{_short(before)} -> {_short(now)}"}
 
 

@@ -109,11 +109,7 @@ def events(run: Path) -> dict[str, dict[str, Any]]:
     """The event of each stage that describes what is committed now.
 
     That is not always the newest: a changed setting that was changed back brings the outputs of an older event back."""
-    from ruamel.yaml import YAML
-
-    lock = run / "dvc.lock"
-    stages = (YAML(typ="safe").load(lock) or {}).get("stages", {}) if lock.is_file() else {}
-    committed = {name: _hashes(entry) for name, entry in stages.items()}
+    committed = _committed(run)
     found: dict[str, dict[str, Any]] = {}
     fits: dict[str, bool] = {}
     for event in _all_events(run):
@@ -125,8 +121,23 @@ def events(run: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _committed(run: Path) -> dict[str, set[str]]:
+    """The content hashes of each stage in the run's lock."""
+    from ruamel.yaml import YAML
+
+    lock = run / "dvc.lock"
+    stages = (YAML(typ="safe").load(lock) or {}).get("stages", {}) if lock.is_file() else {}
+    return {name: _hashes(entry) for name, entry in stages.items()}
+
+
 def _hashes(entry: Mapping[str, Any]) -> set[str]:
     return {item["md5"] for side in ("deps", "outs") for item in entry.get(side, []) if "md5" in item}
+
+
+def digests(run: Path) -> set[str]:
+    """Every content hash that a run's lock and events name."""
+    found = {item["name"] for event in _all_events(run) for side in ("inputs", "outputs") for item in event[side]}
+    return found.union(*_committed(run).values())
 
 
 def tree(run: Path, settings: Settings, key: str | None = None) -> dict[str, Any]:
@@ -223,7 +234,7 @@ def render(found: Mapping[str, Any]) -> str:
             more = f", and {len(metrics) - 4} more" if len(metrics) > 4 else ""
             lines.append(deeper + ", ".join(f"{name} {value:.4g}" for name, value in metrics[:4]) + more)
         if node.get("weights"):
-            lines.append(deeper + "weights " + json.dumps(node["weights"])[:100])
+            lines.append(deeper + _short(node["weights"]))
         for shard in node["shards"][:5]:
             lines.append(f"{deeper}{shard['md5'][:12]}  {shard['path']}")
         if len(node["shards"]) > 5:
@@ -235,6 +246,12 @@ def render(found: Mapping[str, Any]) -> str:
 
     draw(found["tree"], "", True)
     return "\n".join(lines)
+
+
+def _short(summary: Any) -> str:
+    """The first figures of a summary on one line."""
+    figures = [f"{k} {v:.4g}" for k, v in summary.items() if isinstance(v, (int, float))]
+    return ", ".join(figures[:5])
 
 
 def _leaves(settings: Settings, digest: str) -> list[dict[str, str]]:

@@ -22,14 +22,14 @@ def find(settings: Settings, key: str) -> dict[str, Any] | None:
 def put(settings: Settings, key: str, **content: Any) -> dict[str, Any]:
     """Creates the record of a key; if there is one already, that one stays and is returned.
 
-    `content` has at least stage, run, system, outs, metrics, seconds and started (a Unix time)."""
+    `content` has at least stage, run, system, outs, metrics, seconds (None: unknown) and started (a Unix time)."""
     store = open_store(settings.ledger)
     record = {"key": key, "host": socket.gethostname(), "finished": time.time(), **content}
     data = json.dumps(record, sort_keys=True).encode()
     # The newest cost of a stage, found without reading all records. Before the record, which is the commit: a kill in
     # between leaves a cost too many, never a record without its cost.
     name = f"{content['stage']}/{content['started']:.0f}-{key[:8]}.json"
-    if find(settings, key) is None:
+    if find(settings, key) is None and content["seconds"] is not None:
         for folder in _cost_folders(content["run"], content["system"]):
             store.put_if_absent(f"{folder}/{name}", data)
     if store.put_if_absent(_name(key), data):

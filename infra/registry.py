@@ -76,6 +76,11 @@ def _ensure_model(client: Any, model: str) -> None:
             raise
 
 
+def models(settings: Settings) -> list[str]:
+    """The name of every registered model."""
+    return [model.name for model in Tracking(settings).client.search_registered_models()]
+
+
 def versions(settings: Settings, model: str) -> list[Any]:
     """All versions of a model, newest first."""
     found = Tracking(settings).client.search_model_versions(f"name = '{model}'")

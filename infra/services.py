@@ -196,7 +196,7 @@ def _state(settings: Settings) -> dict[str, Any] | None:
 
 def _supervised(settings: Settings) -> bool:
     state = _state(settings)
-    return bool(state) and supervisor.alive(state["supervisor"])
+    return state is not None and supervisor.alive(state["supervisor"])
 
 
 def _start_supervisor(settings: Settings) -> None:

@@ -59,7 +59,7 @@ def started(pid: int) -> float | None:
 
 def alive(entry: dict[str, Any] | None) -> bool:
     """Whether the process that an entry {pid, born} was written for still runs (pids are used again)."""
-    return bool(entry) and entry["born"] is not None and started(entry["pid"]) == entry["born"]
+    return entry is not None and entry["born"] is not None and started(entry["pid"]) == entry["born"]
 
 
 def me() -> dict[str, Any]:

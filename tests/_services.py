@@ -12,7 +12,7 @@ from pathlib import Path
 from infra import supervisor
 from infra.settings import Settings
 
-BODIES = '''
+BODIES = """
 import json, os, pathlib, sys, time
 
 class StageFailed(Exception):
@@ -54,7 +54,7 @@ def ranks(work, broken=False):
         raise StageFailed("rank 1 found no data")
     dist.all_reduce(total)
     return {"total": total.item(), "world": float(dist.get_world_size()), "rank": float(dist.get_rank())}
-'''
+"""
 
 
 def project(folder: Path, **options: object) -> Settings:
