@@ -18,6 +18,7 @@ A component that contains another takes a `Spec[Kind]` and builds it itself, onc
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import inspect
@@ -113,8 +114,8 @@ def lookup(kind: type[K], name: str) -> type[K]:
         module_name, _, attribute = name.partition(":")
         try:
             cls = getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ComponentError(f"cannot import '{name}': {error}", ("type",)) from error
+        except Exception as error:  # the project's code may fail in any way
+            raise ComponentError(f"cannot import '{name}': {type(error).__name__}: {error}", ("type",)) from error
         if not (inspect.isclass(cls) and issubclass(cls, kind)):
             raise ComponentError(f"'{name}' is not a {kind.__name__}", ("type",))
         return cls
@@ -157,10 +158,9 @@ def validate(model: type[BaseModel], value: Mapping[str, Any]) -> BaseModel:
     except ValidationError as error:
         first = error.errors()[0]
         path = tuple(first["loc"])
-        if first["type"] == "extra_forbidden":
+        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             key = str(path[-1])
-            owner: Any = model if len(path) == 1 else None
-            choices = sorted(owner.model_fields) if owner else []
+            choices = _keys(model, path[:-1])
             listing = f" (known keys: {', '.join(choices)})" if choices else ""
             raise ComponentError(f"unknown key '{key}'{nearest(key, choices)}{listing}", path) from None
         inner = (first.get("ctx") or {}).get("error")
@@ -169,6 +169,15 @@ def validate(model: type[BaseModel], value: Mapping[str, Any]) -> BaseModel:
         got = "" if first["type"] == "missing" else f", got {first['input']!r}"
         message = "is missing" if first["type"] == "missing" else first["msg"]
         raise ComponentError(f"{message}{got}", path) from None
+
+
+def _keys(owner: Any, path: tuple[str | int, ...]) -> list[str]:
+    """The keys that the model or dataclass at `path` knows; none where the way leads through something else."""
+    for part in path:
+        owner = get_type_hints(owner).get(str(part)) if inspect.isclass(owner) else None
+    if dataclasses.is_dataclass(owner):
+        return sorted(field.name for field in dataclasses.fields(owner))
+    return sorted(getattr(owner, "model_fields", ()))
 
 
 def resolve(kind: type[K], value: Any) -> Spec[K]:

@@ -35,6 +35,8 @@ def _settings() -> Any:
 
     os.environ.setdefault("TESSERA_PROJECT", str(runs.project_root()))
     settings = Settings()
+    if str(settings.project) not in sys.path:
+        sys.path.insert(0, str(settings.project))  # for `type: module:Class` of the project, as in its workers
     from infra.settings import environment
 
     for key, value in environment(settings).items():
@@ -65,7 +67,7 @@ def run(
     keep: Annotated[
         list[str] | None, typer.Option(metavar="STAGE", help="accept this stage's output as current")
     ] = None,
-    compute: Annotated[str, typer.Option(help="number of training processes, or a compute profile")] = "1",
+    compute: Annotated[int, typer.Option(metavar="N", min=1, help="number of training processes")] = 1,
     inline: Annotated[
         bool, typer.Option("--inline", help="everything in this process: breakpoints, profilers")
     ] = False,
@@ -329,7 +331,9 @@ def schema(output: Annotated[Path, typer.Option("-o", "--output")] = Path("recip
     settings = _settings()
     target = output if output.is_absolute() else settings.project / output
     write_bytes_atomic(target, (json.dumps(recipes.schema(settings.project), indent=1) + "\n").encode())
-    console.print(f"wrote {target}; put `# yaml-language-server: $schema=.schema.json` on a recipe's first line")
+    console.print(
+        f"wrote {target}; put `# yaml-language-server: $schema=.schema.json` on a recipe's first line", soft_wrap=True
+    )
 
 
 @app.command()

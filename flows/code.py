@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,9 @@ def source_hash(project: Path) -> str:
     folders = [_ROOT / "components", _ROOT / "flows"]
     files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
     files += sorted((_ROOT / "components").rglob("*.yaml"))
-    files += sorted(project.glob("*.py")) if project != _ROOT else []
+    if project != _ROOT:  # its modules and packages, without a walk through its data
+        packages = sorted(path.parent for path in project.glob("*/__init__.py"))
+        files += sorted(project.glob("*.py")) + [path for folder in packages for path in sorted(folder.rglob("*.py"))]
     marks = [f"{path}:{path.stat().st_mtime_ns}:{path.stat().st_size}" for path in files]
     return hashlib.sha256("\n".join(marks).encode()).hexdigest()
 
@@ -87,11 +90,12 @@ def _closure_hashes(project: Path, start: str, roots: Iterable[str]) -> list[str
 
 
 def _counts(module: str, project: Path) -> bool:
-    if module.startswith("components"):
+    package = module.partition(".")[0]
+    if package == "components":
         return module not in _VOCABULARY
-    if module.startswith("flows"):
+    if package == "flows":
         return module in _HELPERS
-    return not module.startswith("infra")
+    return package != "infra"
 
 
 def _file(module: str, project: Path) -> Path | None:
@@ -105,11 +109,16 @@ def _file(module: str, project: Path) -> Path | None:
     return None
 
 
-def _imports(path: Path | None, module: str, body_only: bool = False) -> list[str]:
+def _imports(path: Path | None, module: str, body_only: bool = False) -> tuple[str, ...]:
     """Module names a file imports, also inside functions; `from a import b` gives both `a` and `a.b`."""
     if path is None:
-        return []
-    nodes = _reached(path) if body_only else [_parsed(path, path.stat().st_mtime_ns)]
+        return ()
+    return _imported(path, path.stat().st_mtime_ns, module, body_only)
+
+
+@cache
+def _imported(path: Path, changed: int, module: str, body_only: bool) -> tuple[str, ...]:
+    nodes = _reached(path) if body_only else [_parsed(path, changed)]
     found: list[str] = []
     for node in (inner for part in nodes for inner in ast.walk(part)):
         if isinstance(node, ast.Import):
@@ -117,9 +126,10 @@ def _imports(path: Path | None, module: str, body_only: bool = False) -> list[st
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                base = importlib.util.resolve_name("." * node.level + base, module.rpartition(".")[0])
+                package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+                base = importlib.util.resolve_name("." * node.level + base, package)
             found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    return found
+    return tuple(found)
 
 
 def _body_hash(path: Path | None) -> str:
@@ -134,7 +144,8 @@ def _reached(path: Path) -> list[ast.stmt]:
     named: dict[str, ast.stmt] = {}
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            named[node.name] = node
+            if not any(isinstance(part, ast.Name) and part.id == "flow" for part in _decorators(node)):
+                named[node.name] = node  # a flow may be called like a variable of the body
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 if isinstance(target, ast.Name):
@@ -152,6 +163,10 @@ def _reached(path: Path) -> list[ast.stmt]:
     return [node for node in tree.body if any(node is found for found in reached.values())]
 
 
+def _decorators(node: ast.FunctionDef | ast.ClassDef) -> Iterator[ast.AST]:
+    return (part for decorator in node.decorator_list for part in ast.walk(decorator))
+
+
 @cache
 def _parsed(path: Path, _changed: int) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
@@ -167,7 +182,8 @@ def _hashed(path: Path, changed: int) -> str:
 
 
 def _bare(node: ast.AST) -> ast.AST:
-    """The tree without docstrings (comments and layout are not in it anyway)."""
+    """A copy of the tree without docstrings (comments and layout are not in it anyway)."""
+    node = deepcopy(node)
     for inner in ast.walk(node):
         body = getattr(inner, "body", None)
         if (

@@ -34,7 +34,7 @@ def up(settings: Settings) -> None:
     """Starts all services and publishes the flows; prints where they are."""
     started = time.monotonic()
     with console.status("starting Prefect, MLflow and Ray"):
-        services.ensure(settings, {"prefect"}, idle=False)
+        services.ensure(settings, {"prefect", "mlflow", "ray"}, idle=False)
         addresses = services.ensure(
             settings, {"prefect", "mlflow", "ray", "worker"}, extra={"worker": worker_command()}, idle=False
         )
@@ -42,9 +42,10 @@ def up(settings: Settings) -> None:
     rows: list[list[object]] = [
         ["Prefect", str(addresses.prefect).removesuffix("/api"), "run, schedule and watch flows"],
         ["MLflow", addresses.mlflow, "experiments, metrics, models"],
-        ["Ray", addresses.dashboard, "where it computes"],
+        ["Ray", addresses.dashboard, "where it computes; asks for a token"],
     ]
     table("", ["service", "address", "what for"], rows)
+    console.print(f"Ray's token  {settings.home / 'ray_token'}", soft_wrap=True)
     console.print(f"up in {time.monotonic() - started:.0f} s; `tessera down` stops everything")
 
 

@@ -22,7 +22,7 @@ class Options:
     until: str | None
     force: frozenset[str]
     keep: frozenset[str]
-    compute: str
+    compute: int
     inline: bool
 
 
@@ -89,6 +89,8 @@ def _flow(
             addresses = services.ensure(settings, {"prefect", "ray"})
         os.environ["PREFECT_API_URL"] = str(addresses.prefect)
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+        # errors are shown by the command line, in words; their traces are in Prefect
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         from flows.pipeline import pipeline, watcher
         from flows.request import Request
 
@@ -102,7 +104,7 @@ def _flow(
                 until=options.until or "registration",
                 force=sorted(options.force),
                 keep=sorted(options.keep),
-                workers=int(options.compute),
+                workers=options.compute,
             )
             pipeline(request)
 

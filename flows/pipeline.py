@@ -7,6 +7,7 @@ state *Cached*. A retry walks again and therefore repeats nothing that was commi
 from __future__ import annotations
 
 import base64
+import json
 import time
 from contextlib import ExitStack
 from contextvars import ContextVar
@@ -26,7 +27,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
-from flows import plan, promotion
+from flows import plan, promotion, publish
 from flows.request import Request
 from flows.walk import Outcome, Walk, Watch, ignore, opened
 from infra import compute, services
@@ -34,6 +35,8 @@ from infra.settings import Settings
 
 #: Who else wants to know what happens while the flow runs (the command line draws progress bars from it).
 watcher: ContextVar[Watch] = ContextVar("watcher", default=ignore)
+
+_ROWS = 200  # of a table that the UI shows; the report and MLflow have them all
 
 
 def label() -> str:
@@ -81,6 +84,10 @@ def walk(request: Request, until: str | None = None) -> dict[str, dict[str, floa
         if "registration" in results:
             decision = promote.with_options(task_run_name="promotion")(settings, run)
         walker.finish(decision)
+        page = publish.page(run, settings)
+        text = f"[{run.name} in MLflow]({page})\n\n" if page else ""
+        text += f"The report is `{run / 'report.html'}`; `tessera report {run.name}` opens it.\n"
+        create_markdown_artifact(text, key="results", description=f"where the results of {run.name} are")
     return results
 
 
@@ -91,9 +98,12 @@ def stage(walker: Walk, name: str) -> State[Outcome]:
     if outcome.metrics:
         rows = [{"metric": metric, "value": value} for metric, value in outcome.metrics.items()]
         create_table_artifact(rows, key=f"{name}-metrics", description=f"{name} of {walker.run.name}: {outcome.state}")
-    for figure in (
-        sorted((walker.run / "outputs" / name / "figures").glob("*.png")) if outcome.state != "cached" else []
-    ):
+    shown = walker.run / "outputs" / name
+    for path in sorted((shown / "tables").glob("*.json")) if outcome.state != "cached" else []:
+        if rows := json.loads(path.read_text())[:_ROWS]:
+            key = f"{name}-{path.stem}".replace("_", "-").lower()
+            create_table_artifact(rows, key=key, description=f"{path.stem} of {walker.run.name}")
+    for figure in sorted((shown / "figures").glob("*.png")) if outcome.state != "cached" else []:
         picture = base64.b64encode(figure.read_bytes()).decode()
         markdown = f"## {name}: {figure.stem}\n\n![{figure.stem}](data:image/png;base64,{picture})\n"
         key = f"{name}-{figure.stem}".replace("_", "-").lower()
@@ -125,6 +135,8 @@ class _Artifacts:
 
     def watch(self, name: str, event: dict[str, Any]) -> None:
         watcher.get()(name, event)
+        if event.get("state") == "ran" and name in self.artifacts:
+            event = {"done": 1, "total": 1, "note": "done"}
         if not event.get("total") or get_run_context() is None:
             return
         percent = 100.0 * event["done"] / event["total"]

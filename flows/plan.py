@@ -5,6 +5,7 @@ Imports neither torch nor Prefect nor Ray, so that a run with nothing to do answ
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,7 @@ def prepare(
     resolved = recipes.resolve(settings.project, recipe, scale, overrides)
     if data is not None:
         resolved = with_data(resolved, data)
+    resolved = with_content(resolved, settings.project)
     run_name = runs.run_name(recipe, scale, overrides, resolved["seed"], name or None)
     folder = runs.write(settings.project, run_name, resolved)
     graph.create(folder, settings)
@@ -50,6 +52,19 @@ def with_data(recipe: dict[str, Any], data: str) -> dict[str, Any]:
             f"--data is for recipes whose source reads a folder; '{recipe['system']}' has the source '{source['type']}'"
         )
     return recipe | {"dataset": recipe["dataset"] | {"source": source | {"path": str(Path(data).resolve())}}}
+
+
+def with_content(recipe: dict[str, Any], project: Path) -> dict[str, Any]:
+    """The recipe with what its source reads from outside: the full path and a digest of the names, sizes and times of the
+    files there, so that the stage runs again when the person's files have changed."""
+    source = recipe["dataset"]["source"]
+    if "path" not in source:
+        return recipe
+    folder = project / Path(source["path"]).expanduser()
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+    marks = [f"{p.relative_to(folder)} {(stat := p.stat()).st_size} {stat.st_mtime_ns}" for p in files]
+    digest = hashlib.sha256("\n".join(marks).encode()).hexdigest()[:16]
+    return recipe | {"dataset": recipe["dataset"] | {"source": source | {"path": str(folder)}, "content": digest}}
 
 
 def plan(run: Path, settings: Settings, force: frozenset[str] = frozenset()) -> list[Planned]:

@@ -7,15 +7,14 @@ measured on other data is measured anew on the candidate's before it is compared
 from __future__ import annotations
 
 import getpass
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from components import yamlio
-from flows import gates
+from flows import code, gates, runs
 from flows.inputs import ServingError
-from infra import ledger, registry
+from infra import ledger, lineage, registry
 from infra.settings import Settings
 
 
@@ -59,7 +58,13 @@ def decide(settings: Settings, run: Path, *, who: str, why: str) -> Decision:
     current = ledger.champion(settings, model)
     if current == version:
         return Decision(model, version, current, False, f"{model} version {version} is the champion already")
-    metrics = json.loads((run / "metrics" / "evaluation.json").read_text())
+    if not _reproducible(settings, run, model, version):
+        text = (
+            f"{model} version {version} stays a candidate: it was made from code or recipes that are not committed; "
+            f"commit them, then `tessera promote {run.name}`"
+        )
+        return Decision(model, version, current, False, text)
+    metrics = runs.metrics(run, "evaluation")
     against = registry.metrics(settings, model, current, data=heldout(run)) if current else None
     if current and against is None and any(gates.parse(gate).of_champion for gate in recipe["gates"]):
         try:
@@ -80,11 +85,26 @@ def decide(settings: Settings, run: Path, *, who: str, why: str) -> Decision:
     )
 
 
+def _reproducible(settings: Settings, run: Path, model: str, version: str) -> bool:
+    """Whether a commit holds what made the version. One from an uncommitted tree gets the commit that came later, if by
+    that nothing in the run would be made again."""
+    if not registry.tags(settings, model, version).get("tessera.commit", "").endswith("+"):
+        return True
+    now = lineage.commit(settings.project)
+    if now.get("dirty", True):
+        return False
+    recipe = yamlio.load(run / "recipe.yaml")
+    read = runs.sections_read(settings.project)
+    if code.stage_hashes(settings.project, read, recipe, runs.stage_list(run)) != recipe["code"]:
+        return False
+    registry.tag(settings, model, version, "tessera.commit", now["commit"])
+    return True
+
+
 def heldout(run: Path) -> str:
     """Content hash of the data set that the run's evaluation used."""
-    lock = yamlio.load(run / "dvc.lock")
-    deps = lock["stages"]["evaluation"]["deps"]
-    return next(dep["md5"] for dep in deps if dep["path"] == "outputs/dataset")
+    outs = yamlio.load(run / "dvc.lock")["stages"]["dataset"]["outs"]
+    return next(out["md5"] for out in outs if out["path"] == "outputs/dataset")
 
 
 def _measure_again(settings: Settings, model: str, version: str, run: Path) -> dict[str, float]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components import yamlio
-from infra import graph, lineage, records
+from flows.worker import step_metrics
+from infra import graph, lineage, records, services
 from infra.settings import Settings
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def publish(run: Path, node: graph.StageNode, settings: Settings, outcome: Outco
     client, run_id = _child(run, node, settings, key)
     client.inputs(run_id, node.deps)
     if outcome.metrics:
-        client.metrics(run_id, outcome.metrics)
+        steps = step_metrics(run / "work" / node.name)  # the final values end the curves, they do not begin them
+        client.metrics(run_id, outcome.metrics, step=steps[-1]["step"] if steps else 0)
     output = run / "outputs" / node.name
     client.folder(run_id, output / "figures", "figures")
     client.folder(run_id, output / "tables", "tables")
@@ -122,3 +124,14 @@ def finish(run: Path, settings: Settings) -> None:
     if (run / "report.html").is_file():
         client.file(parent, run / "report.html")
     client.finish(parent)
+
+
+def page(run: Path, settings: Settings) -> str | None:
+    """The address of the run in MLflow's UI, where its server runs."""
+    server = services.addresses(settings).mlflow
+    if not server or not server.startswith("http"):
+        return None
+    recipe = yamlio.load(run / "recipe.yaml")
+    client = tracking(settings)
+    made = client.parent(recipe["system"], run.name, recipe)
+    return f"{server}/#/experiments/{client.experiment(recipe['system'])}/runs/{made}"

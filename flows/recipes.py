@@ -17,7 +17,7 @@ from typing import Any
 from components import yamlio
 from components.registry import ComponentError, nearest
 from flows import code, runs
-from infra.storage import write_json_atomic
+from infra.storage import write_bytes_atomic
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 DEFAULT_SCALE = "tiny"
@@ -46,11 +46,21 @@ def load(project: Path, name: str) -> dict[str, Any]:
     path = _path(project, name)
     try:
         recipe = yamlio.load(path)
-    except yamlio.YAMLError as error:
-        raise RecipeError(f"{_shown(project, path)} is not valid YAML: {error}") from error
+    except (yamlio.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{_shown(project, path)} is not valid YAML: {_explained(error)}") from error
     if not isinstance(recipe, dict):
         raise RecipeError(f"{_shown(project, path)}: expected a mapping of sections, got {type(recipe).__name__}")
+    scales = recipe.get("scales") or {}
+    if not isinstance(scales, dict) or not all(isinstance(change or {}, dict) for change in scales.values()):
+        raise RecipeError(f"{_shown(project, path)}: scales: expected scales with their changes, got {scales!r}")
     return recipe
+
+
+def _explained(error: Exception) -> str:
+    """What is wrong with some YAML, and where, in one line."""
+    mark = getattr(error, "problem_mark", None)
+    where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+    return (getattr(error, "problem", None) or " ".join(str(error).split())) + where
 
 
 def _path(project: Path, name: str) -> Path:
@@ -116,7 +126,7 @@ def resolve(project: Path, name: str, scale: str | None, overrides: list[str]) -
     stages = runs.stages_of(project, resolved)
     resolved["code"] = code.stage_hashes(project, runs.sections_read(project), resolved, stages)
     resolved = json.loads(json.dumps(resolved))
-    write_json_atomic(kept, resolved)
+    write_bytes_atomic(kept, json.dumps(resolved).encode())  # in the order of the recipe, as it is now
     return resolved
 
 
@@ -153,9 +163,9 @@ def _override(recipe: dict[str, Any], override: str) -> None:
     if not sign:
         raise RecipeError(f"'{override}' is not a change; write a.b=c")
     try:
-        value = yamlio.parse(text)
+        value = text if _REFERENCE.fullmatch(text) else yamlio.parse(text)  # YAML wants quotes around @judge
     except yamlio.YAMLError as error:
-        raise RecipeError(f"'{override}': the value is not valid YAML ({error})") from error
+        raise RecipeError(f"'{override}': the value is not valid YAML: {_explained(error)}") from error
     place: Any = recipe
     names = key.split(".")
     for depth, part in enumerate(names):
@@ -182,7 +192,7 @@ def _validated(file: str, recipe: dict[str, Any]) -> dict[str, Any]:
     """Every section through its model; errors carry file and key."""
     from flows.sections import SECTIONS, resolve_section
 
-    unknown = [key for key in recipe if key not in SECTIONS]
+    unknown = [str(key) for key in recipe if key not in SECTIONS]
     if unknown:
         raise RecipeError(f"{file}: unknown section '{unknown[0]}'{nearest(unknown[0], list(SECTIONS))}")
     resolved: dict[str, Any] = {}

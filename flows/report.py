@@ -23,7 +23,12 @@ from infra.storage import write_bytes_atomic, write_json_atomic
 #: figures that stand at the top of the page, in this order: stage, name, over the whole width, the sentence below
 _HERO = (
     ("evaluation", "samples", False, "Samples drawn from the generator, one row a class"),
-    ("evaluation", "reconstructions", False, "Held-out pictures, and below each what the tokenizer makes of its tokens"),
+    (
+        "evaluation",
+        "reconstructions",
+        False,
+        "Held-out pictures, and below each what the tokenizer makes of its tokens",
+    ),
     ("evaluation", "before_after", True, "Without guidance: before (left) and after post-training"),
     ("mixture", "clusters", True, "The pool's clusters and the weight the search gave each"),
 )

@@ -4,9 +4,11 @@ here stands only what belongs to the section itself."""
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import PydanticJsonSchemaWarning
 
 from components import registry
 from components.interfaces import (
@@ -41,6 +43,7 @@ class Dataset(_Section):
     source: Spec[Source]
     target: Spec[Source] | None = None
     image: Image
+    content: str | None = Field(default=None, description="filled in: digest of the files that the source reads")
     held_out: float = Field(default=0.1, gt=0, lt=1, description="share that training never sees")
     expectations: str = Field(default="images", pattern=r"^[a-z0-9_-]+$", description="suite that the data must meet")
     max_broken: float = Field(default=0.05, ge=0, le=1, description="share of broken samples that stops the run")
@@ -157,22 +160,23 @@ def _component(value: Any, kind: type, own: type[BaseModel], path: tuple[str, ..
 def json_schema() -> dict[str, Any]:
     """Draft 2020-12: every section, and for every `type` the configuration its constructor takes."""
     from components.interfaces import KINDS
+    from components.mixture.problem import Objective, Proxy, SampleScore
 
     definitions: dict[str, Any] = {}
-    for kind in KINDS.values():
+    for kind in (*KINDS.values(), Objective, Proxy, SampleScore):
         definitions[kind.__name__] = {"oneOf": [_configuration(kind, name) for name in names(kind)] + [_foreign()]}
     sections = {name: _section_schema(model) for name, model in _MODELS.items()}
     for name, (kind, own) in _COMPONENTS.items():
         sections[name] = {"anyOf": [{"type": "null"}, _with_own(kind, own)]}
-    texts = {"type": "array", "items": {"type": "string"}}
+    texts = {"type": ["array", "null"], "items": {"type": "string"}}
     sections |= {
         "system": {"type": "string"},
-        "title": {"type": "string"},
-        "seed": {"type": "integer", "minimum": 0},
-        "networks": {"type": "object", "additionalProperties": _with_own(FeatureExtractor, WithTrain)},
+        "title": {"type": ["string", "null"]},
+        "seed": {"type": ["integer", "null"], "minimum": 0},
+        "networks": {"type": ["object", "null"], "additionalProperties": _with_own(FeatureExtractor, WithTrain)},
         "gates": texts,
         "claims": texts,
-        "scales": {"type": "object"},
+        "scales": {"type": ["object", "null"], "additionalProperties": {"type": ["object", "null"]}},
     }
     sections["evaluation"] = {"anyOf": [{"type": "null"}, sections["evaluation"]]}
     return {
@@ -213,7 +217,9 @@ def _with_own(kind: type, own: type[BaseModel]) -> dict[str, Any]:
 
 def _section_schema(model: type[BaseModel]) -> dict[str, Any]:
     """A model's schema with nested models written out and components referred to."""
-    schema = model.model_json_schema(mode="validation")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PydanticJsonSchemaWarning)  # defaults that are no JSON: left out anyway
+        schema = model.model_json_schema(mode="validation")
     local = schema.pop("$defs", {})
 
     def inline(value: Any) -> Any:

@@ -73,7 +73,7 @@ def step_metrics(work: Path) -> list[dict[str, Any]]:
 
 
 def as_csv(rows: list[dict[str, Any]]) -> bytes:
-    names = sorted({name for row in rows for name in row} - {"step", *_CLOCK})
+    names = sorted({name for row in rows for name in row if name.rpartition(".")[2] not in ("step", *_CLOCK)})
     text = io.StringIO()
     writer = csv.DictWriter(text, ["step", *names], extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

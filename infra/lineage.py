@@ -22,6 +22,9 @@ from infra.storage import write_json_atomic
 _PRODUCER = "https://github.com/tessera/tessera"
 _SCHEMA = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent"
 
+#: what a result depends on; a changed text file makes no tree dirty, nor does the run that is being made
+_MADE_OF = ("*.py", "*.yaml", "*.toml", ":(exclude)runs")
+
 
 class LineageError(ValueError):
     """A run or version without events; the message says what to do."""
@@ -89,14 +92,16 @@ def _dataset(settings: Settings, path: str, digest: str) -> dict[str, Any]:
 
 
 def commit(project: Path) -> dict[str, Any]:
-    """The project's git commit and whether the tree differs from it; empty where there is no git."""
+    """The project's git commit and whether code or recipes differ from it; empty where there is no git."""
 
     def git(*arguments: str) -> str | None:
         done = subprocess.run(["git", *arguments], cwd=project, capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else None
 
     head = git("rev-parse", "HEAD")
-    return {} if head is None else {"commit": head, "dirty": bool(git("status", "--porcelain"))}
+    return (
+        {} if head is None else {"commit": head, "dirty": bool(git("status", "--porcelain", "-uall", "--", *_MADE_OF))}
+    )
 
 
 def _all_events(run: Path) -> list[dict[str, Any]]:

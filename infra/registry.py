@@ -133,6 +133,11 @@ def metrics(settings: Settings, model: str, version: str, data: str) -> dict[str
     return json.loads(tags["tessera.metrics"])
 
 
+def tag(settings: Settings, model: str, version: str, name: str, value: str) -> None:
+    """A tag of one version."""
+    Tracking(settings).client.set_model_version_tag(model, version, name, value)
+
+
 def mark(settings: Settings, model: str, name: str, value: str) -> None:
     """A tag of the model as a whole."""
     Tracking(settings).client.set_registered_model_tag(model, name, value)

@@ -256,6 +256,7 @@ def _wanted(settings: Settings, name: str, extra: dict[str, list[str]], dashboar
     if name == "ray":
         return entry | _ray(settings, variables, dashboard)
     variables["PREFECT_API_URL"] = addresses(settings).prefect or ""
+    variables["PREFECT_WORKER_QUERY_SECONDS"] = "2"  # who presses Run in the UI waits for the worker to look
     return entry | {"argv": extra[name], "port": None, "address": ""}
 
 
