@@ -2,8 +2,8 @@
 
     python benchmarks/claims.py [--seeds 0 1 2]
 
-Runs the recipe in this project for each seed (what is up to date is not run again) and prints each claim's figures. A claim
-holds if it holds for every seed; the bounds are those of the project's first requirements and stand here once.
+Runs the recipe in this project for each seed (what is up to date is not run again) and prints the figures and the recipe's
+`claims:`. A claim holds if it holds for every seed.
 """
 
 from __future__ import annotations
@@ -12,33 +12,9 @@ import argparse
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
 
-from flows import runs
+from flows import gates, recipes, runs
 
-#: claim -> (figure, bound as text, whether it holds)
-CLAIMS: dict[str, tuple[Callable[[dict[str, float]], float], str, Callable[[float], bool]]] = {
-    "mixture: weight on digit clusters / on letter clusters": (
-        lambda m: m["mixture.mean_weight_of_target_clusters"] / m["mixture.mean_weight_of_other_clusters"],
-        "> 1",
-        lambda value: value > 1,
-    ),
-    "mixture: target loss against the uniform mixture": (
-        lambda m: m["mixture.target_loss"] - m["mixture.target_loss_uniform"],
-        "< 0",
-        lambda value: value < 0,
-    ),
-    "RL: share of the class error removed": (
-        lambda m: m["evaluation.rl.error_removed"],
-        ">= 1/3",
-        lambda value: value >= 1 / 3,
-    ),
-    "RL: diversity after / before": (
-        lambda m: m["evaluation.rl.diversity_ratio"],
-        ">= 0.95",
-        lambda value: value >= 0.95,
-    ),
-}
 SHOWN = (
     "mixture.target_loss",
     "mixture.target_loss_uniform",
@@ -58,9 +34,7 @@ def measured(seed: int) -> dict[str, float]:
     name = f"claims-{seed}"
     command = [sys.executable, "-m", "flows.cli", "run", "quickstart", "--name", name, "--set", f"seed={seed}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    run = runs.find(runs.project_root(), name)
-    stages = runs.stage_list(run)
-    return {f"{stage}.{key}": value for stage in stages for key, value in runs.metrics(run, stage).items()}
+    return runs.all_metrics(runs.find(runs.project_root(), name))
 
 
 def main() -> None:
@@ -68,15 +42,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     seeds = parser.parse_args().seeds
     found = [measured(seed) for seed in seeds]
+    recipe = recipes.load(runs.project_root(), "quickstart")
     print(f"{'':<56}" + "".join(f"{'seed ' + str(seed):>10}" for seed in seeds) + f"{'mean':>10}")
     for name in SHOWN:
         values = [metrics[name] for metrics in found]
         print(f"{name:<56}" + "".join(f"{v:>10.4f}" for v in [*values, statistics.mean(values)]))
-    for claim, (figure, bound, holds) in CLAIMS.items():
-        values = [figure(metrics) for metrics in found]
-        verdict = "holds" if all(map(holds, values)) else "does not hold"
-        row = "".join(f"{v:>10.4f}" for v in [*values, statistics.mean(values)])
-        print(f"{claim:<56}{row}  {bound}: {verdict}")
+    verdicts = [gates.shown(recipe["claims"], metrics) for metrics in found]
+    for row in zip(*verdicts, strict=True):
+        holds = "holds" if all(verdict.passed for verdict in row) else "does not hold"
+        values = [verdict.value for verdict in row]
+        print(
+            f"{row[0].gate:<44}{'':<12}"
+            + "".join(f"{v:>10.4f}" for v in [*values, statistics.mean(values)])
+            + f"  {holds}"
+        )
 
 
 if __name__ == "__main__":

@@ -69,6 +69,12 @@ def judge(gates: Sequence[str], metrics: Mapping[str, float], champion: Mapping[
     return [_judge(parse(text), metrics, champion) for text in gates]
 
 
+def shown(claims: Sequence[str], metrics: Mapping[str, float]) -> list[Verdict]:
+    """The claims of a recipe that can be judged yet; they name metrics as `stage.metric` and never the champion."""
+    known = [text for text in claims if parse(text).metric in metrics]
+    return judge(known, metrics, None)
+
+
 def _judge(gate: Gate, metrics: Mapping[str, float], champion: Mapping[str, float] | None) -> Verdict:
     if gate.metric not in metrics:
         hint = nearest(gate.metric, sorted(metrics))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from components import yamlio
-from flows import runs
+from flows import gates, runs
 from flows.promotion import Decision
 from flows.terminal import number
 from infra.storage import write_bytes_atomic, write_json_atomic
@@ -84,6 +84,7 @@ def render(run: Path, verdicts: list[dict[str, Any]], champion: dict[str, float]
         charts=[chart for name in stages if (chart := loss_chart(run, name))],
         tables=[(stage, path.stem, _table(path)) for stage in stages for path in _tables(run, stage)],
         verdicts=verdicts,
+        claims=[verdict.row() for verdict in gates.shown(recipe["claims"], runs.all_metrics(run))],
         decision=text,
         graph=graph_svg(run, stages, metrics),
         settings=yamlio.dump({k: v for k, v in recipe.items() if k != "code"}),

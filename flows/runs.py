@@ -152,6 +152,11 @@ def metrics(run: Path, stage: str) -> dict[str, float]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
+def all_metrics(run: Path) -> dict[str, float]:
+    """`{"<stage>.<metric>": value}` of every stage that has ended."""
+    return {f"{stage}.{name}": value for stage in stage_list(run) for name, value in metrics(run, stage).items()}
+
+
 _MODULE = '''"""Components of this project. Use one in a recipe as `type: my_components:Mirror`."""
 
 from __future__ import annotations

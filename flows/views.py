@@ -70,10 +70,7 @@ def _figure(value: float | None) -> str:
 def compare(folders: Sequence[Path]) -> None:
     """Metrics side by side, then every setting in which the runs differ."""
     names = [folder.name for folder in folders]
-    measured = [
-        {f"{stage}.{name}": value for stage in runs.stage_list(run) for name, value in runs.metrics(run, stage).items()}
-        for run in folders
-    ]
+    measured = [runs.all_metrics(run) for run in folders]
     shown = dict.fromkeys(name for run in measured for name in run)
     table("metrics", ["", *names], [[name, *(_figure(run.get(name)) for run in measured)] for name in shown])
     settings = [_flat({k: v for k, v in yamlio.load(run / "recipe.yaml").items() if k != "code"}) for run in folders]

@@ -19,7 +19,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,10 @@ _DEADLINE = 180.0  # seconds for a service to become healthy; two cores that sta
 
 class ServiceError(RuntimeError):
     """A service that did not start; the message ends with what it printed."""
+
+
+class _PortTaken(ServiceError):
+    """Somebody else has listened on the port of a service since it was found free."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +72,31 @@ def ensure(
     own = {name for name in names if not _external(settings, name)}
     if not own:
         return addresses(settings)
-    try:
-        settings.home.mkdir(parents=True, exist_ok=True)
-        with file_lock(settings.home / "services.lock"):
-            requests = _ask(settings, own, extra or {}, idle)
-    except OSError as error:
-        raise ServiceError(
-            f"the services of {settings.home} cannot start: {error.strerror} ({error.filename})"
-        ) from error
-    _wait(settings, requests, on_progress)
+    anew: set[str] = set()
+    for attempt in range(4):
+        try:
+            settings.home.mkdir(parents=True, exist_ok=True)
+            with file_lock(settings.home / "services.lock"):
+                requests = _ask(settings, own, extra or {}, idle, anew)
+        except OSError as error:
+            raise ServiceError(
+                f"the services of {settings.home} cannot start: {error.strerror} ({error.filename})"
+            ) from error
+        try:
+            _wait(settings, requests, on_progress)
+            break
+        except _PortTaken:
+            if attempt == 3:
+                raise
+            anew = {name for name in own if _port_taken(settings, name)}
     return addresses(settings)
 
 
-def _ask(settings: Settings, names: set[str], extra: dict[str, list[str]], idle: bool) -> dict[str, str]:
-    """Tells the supervisor (a new one, if there is none) what is wanted; returns {name: identity of the request}."""
+def _ask(
+    settings: Settings, names: set[str], extra: dict[str, list[str]], idle: bool, anew: Set[str] = frozenset()
+) -> dict[str, str]:
+    """Tells the supervisor (a new one, if there is none) what is wanted; returns {name: identity of the request}. What is
+    in `anew` gets another port."""
     base = supervisor.folder(settings.home)
     if not _supervised(settings):
         _clean(settings, keep_leases=True)
@@ -102,7 +117,7 @@ def _ask(settings: Settings, names: set[str], extra: dict[str, list[str]], idle:
         bare = (
             name == "ray" and wanted and not idle and not wanted["dashboard"] and not supervisor.leased(settings.home)
         )
-        if wanted is None or failed or bare:
+        if wanted is None or failed or bare or name in anew:
             wanted = _wanted(settings, name, extra, dashboard=not idle) | {"request": uuid.uuid4().hex}
             write_json_atomic(path, wanted)
         requests[name] = wanted["request"]
@@ -335,6 +350,8 @@ def _wait(settings: Settings, requests: dict[str, str], on_progress: Callable[[s
                 continue
             if entry["failed"]:
                 raise ServiceError(f"{name} {entry['failed']}; it printed:\n{_tail(log)}")
+            if entry["restarts"] and _port_taken(settings, name):
+                raise _PortTaken(f"another process took the port of {name}; it printed:\n{_tail(log)}")
             if supervisor.alive(entry) and _healthy(settings, name, entry):
                 left.discard(name)
                 if on_progress:
@@ -356,7 +373,7 @@ def _healthy(settings: Settings, name: str, entry: dict[str, Any]) -> bool:
         url = entry["address"] + "/health"
         try:
             with urllib.request.urlopen(url, timeout=5) as answer:
-                return answer.status == 200
+                return answer.status == 200 and supervisor.listens(settings.home, name, entry["port"])
         except (OSError, urllib.error.URLError):
             return False
     if name == "ray":
@@ -370,7 +387,17 @@ def _healthy(settings: Settings, name: str, entry: dict[str, Any]) -> bool:
             node.connect(str(raylet.resolve()))
             return True
         return False
-    return True
+    # Of any other it is only known that it runs; one that cannot run has ended within a second.
+    age = float(Path("/proc/uptime").read_text().split()[0]) - entry["born"] / os.sysconf("SC_CLK_TCK")
+    return age > 1.0
+
+
+def _port_taken(settings: Settings, name: str) -> bool:
+    """Whether not the service but somebody else listens on its port: two projects that started at once chose the same."""
+    entry = (_state(settings) or {}).get("services", {}).get(name)
+    if name not in ("prefect", "mlflow") or not entry:
+        return False
+    return not _is_free(entry["port"]) and not supervisor.listens(settings.home, name, entry["port"])
 
 
 def _tail(log: Path, lines: int = 15) -> str:

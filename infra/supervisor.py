@@ -108,6 +108,17 @@ def _holds(process: Path, folder: str) -> bool:
     return any(os.readlink(handle).startswith(folder) for handle in (process / "fd").iterdir())
 
 
+def listens(home: Path, service: str, port: int) -> bool:
+    """Whether a process of this service is the one that listens on a port of loopback."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    sockets = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "0A"}
+    for pid in marked(home, service) if sockets else []:
+        with contextlib.suppress(OSError):
+            if any(os.readlink(handle) in sockets for handle in Path(f"/proc/{pid}/fd").iterdir()):
+                return True
+    return False
+
+
 def _ancestors() -> list[int]:
     found, pid = [], os.getpid()
     while pid > 1:

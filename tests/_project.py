@@ -49,6 +49,7 @@ REDUCED: dict[str, object] = {
     "posttraining.train.steps": 2,
     "posttraining.train.batch_size": 32,
     "evaluation.samples": 100,
+    "gates": "[]",
 }
 #: the sections that can be left out are; what remains is a dataset, a tokenizer, tokens, a generator and a model
 SMALLEST: dict[str, object] = {

@@ -14,7 +14,9 @@ from flows.runs import RunError
 from infra.settings import Settings, environment
 
 ROOT = Path(__file__).parent.parent
-SECTIONS = dict.fromkeys(["mixture", "networks", "tokenizer", "generator", "posttraining", "evaluation"], {"type": "x"})
+SECTIONS: dict[str, Any] = {
+    name: {"type": "x"} for name in ("mixture", "networks", "tokenizer", "generator", "posttraining", "evaluation")
+}
 
 
 @pytest.fixture

@@ -190,3 +190,23 @@ def test_ray_is_collected_after_its_supervisor_was_killed(settings: Settings) ->
     os.kill(json.loads((settings.home / "services/state.json").read_text())["supervisor"]["pid"], signal.SIGKILL)
     services.down(settings)
     assert traces(settings) == []
+
+
+@pytest.mark.slow
+def test_two_projects_that_start_at_once_never_share_a_server(tmp_path: Path) -> None:
+    both = [project(tmp_path / name) for name in ("p", "q")]
+    code = """
+from infra import services
+from infra.settings import Settings
+print(services.ensure(Settings(), {"mlflow"}).mlflow)
+"""
+    try:
+        started = [driver(settings, code) for settings in both]
+        found = [each.communicate(timeout=180)[0].strip() for each in started]
+        assert all(found)
+        assert len(set(found)) == 2
+        for settings, address in zip(both, found, strict=True):
+            assert supervisor.listens(settings.home, "mlflow", int(address.rpartition(":")[2]))
+    finally:
+        for settings in both:
+            services.down(settings)

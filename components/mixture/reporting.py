@@ -50,6 +50,7 @@ def report(choice: Choice, problem: Problem, data: MixtureData, seed: int) -> Mi
 
     summary = {"target_loss": final["found"]}
     summary |= {f"target_loss_{name}": loss for name, loss in final.items() if name != "found"}
+    summary["gain_over_uniform"] = final["uniform"] - final["found"]
     summary |= {"clusters": float(len(alpha)), "pruned_samples": float((clusters.of_sample < 0).sum())}
     summary |= {"proxies": float(len(choice.trials)), "clusters_used": float((alpha > 0).sum())}
     rows = cluster_rows(problem, alpha, data)
@@ -104,6 +105,8 @@ def label_summary(rows: list[dict[str, Any]]) -> dict[str, float]:
         "mean_weight_of_other_clusters": float(weight @ (1 - d) / (1 - d).sum()),
         "target_clusters_pure": float((d > 0.5).sum()),
     }
+    if summary["mean_weight_of_other_clusters"] > 0:
+        summary["weight_ratio"] = summary["mean_weight_of_target_clusters"] / summary["mean_weight_of_other_clusters"]
     if (d > 0.5).any() and (d <= 0.5).any():
         summary["mean_weight_of_target_clusters_pure"] = float(weight[d > 0.5].mean())
         summary["mean_weight_of_other_clusters_pure"] = float(weight[d <= 0.5].mean())
