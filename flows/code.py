@@ -1,10 +1,10 @@
 """The code that a stage's result depends on, as one hash a stage.
 
 Hashed are syntax trees, so that comments, docstrings and formatting change nothing: what `body` in `flows/<stage>.py`
-reaches in its own file, the files of the components that the stage's recipe sections name, and everything these import
-inside `components` and from the helper files in `flows`. Left out are the vocabulary (`interfaces`, `registry`), whose
-changes show in the files that use it, and everything that decides where and when but not what: `infra`, the Prefect flow
-below a body, and the plumbing of `flows`. Nothing is imported to find this out.
+reaches in its own file, the files of the components that the stage's recipe sections name or whose trained weights it
+loads, and everything these import inside `components` and from the helper files in `flows`. Left out are the vocabulary
+(`interfaces`, `registry`), whose changes show in the files that use it, and everything that decides where and when but
+not what: `infra`, the Prefect flow below a body, and the plumbing of `flows`. Nothing is imported to find this out.
 """
 
 from __future__ import annotations
@@ -19,29 +19,49 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from flows import runs
+
 _ROOT = Path(__file__).resolve().parent.parent
 _VOCABULARY = {"components", "components.interfaces", "components.registry", "components.yamlio"}
 #: files of `flows` that a body's result depends on; the others only carry it
 _HELPERS = {"flows.data", "flows.networks", "flows.pictures", "flows.serving"}
 
 
+def of_recipe(project: Path, recipe: dict[str, Any], stages: list[str]) -> dict[str, str]:
+    """The `code` section of a resolved recipe."""
+    return stage_hashes(project, runs.sections_read(project), recipe, stages, runs.sections_loaded(project))
+
+
 def stage_hashes(
-    project: Path, sections: dict[str, list[str]], recipe: dict[str, Any], stages: list[str]
+    project: Path,
+    sections: dict[str, list[str]],
+    recipe: dict[str, Any],
+    stages: list[str],
+    loaded: dict[str, list[str]] | None = None,
 ) -> dict[str, str]:
-    """{stage: "<hash of its code>-<hash of its sections>"}; `sections` are those each stage reads, `recipe` is resolved.
+    """{stage: "<hash of its code>-<hash of its sections>"}; `sections` are those each stage reads, `loaded` those whose
+    trained components it uses, `recipe` is resolved.
 
     The second half says nothing new, but DVC's run cache leaves every key called `size` or `nfiles` out of its own hash:
     without it `dvc repro` would take the data of `image: {size: 16}` for a recipe that says 32."""
     found = {}
     for stage in stages:
         read = {name: recipe.get(name) for name in sections[stage] if not name.startswith("code.")}
-        named = {name for section in read.values() for name in _types(section)}
+        used = [recipe.get(name) for name in (loaded or {}).get(stage, [])]
+        named = {name for section in [*read.values(), *used] for name in _types(section)}
         roots = [file for name in sorted(named) for file in _component_files(project, name)]
         parts = [_body_hash(_file(f"flows.{stage}", project)), *_closure_hashes(project, f"flows.{stage}", roots)]
+        parts += [_suite_hash(s["expectations"]) for s in read.values() if isinstance(s, dict) and "expectations" in s]
         content = json.dumps(read, sort_keys=True)
         halves = (hashlib.sha256(text.encode()).hexdigest() for text in ("".join(parts), content))
         found[stage] = "-".join(half[:16] for half in halves)
     return found
+
+
+def _suite_hash(name: str) -> str:
+    """A suite of expectations is data, but decides like code."""
+    path = _ROOT / "components" / "data" / "expectations" / f"{name}.yaml"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def source_hash(project: Path) -> str:

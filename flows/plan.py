@@ -38,7 +38,7 @@ def prepare(
     if data is not None:
         resolved = with_data(resolved, data)
     resolved = with_content(resolved, settings.project)
-    run_name = runs.run_name(recipe, scale, overrides, resolved["seed"], name or None)
+    run_name = runs.run_name(recipe, scale, overrides, data, name or None)
     folder = runs.write(settings.project, run_name, resolved)
     graph.create(folder, settings)
     return folder
@@ -61,7 +61,9 @@ def with_content(recipe: dict[str, Any], project: Path) -> dict[str, Any]:
     if "path" not in source:
         return recipe
     folder = project / Path(source["path"]).expanduser()
-    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+    if not folder.is_dir():
+        raise recipes.RecipeError(f"'{folder}' is not a folder; give the folder that holds your data with --data")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     marks = [f"{p.relative_to(folder)} {(stat := p.stat()).st_size} {stat.st_mtime_ns}" for p in files]
     digest = hashlib.sha256("\n".join(marks).encode()).hexdigest()[:16]
     return recipe | {"dataset": recipe["dataset"] | {"source": source | {"path": str(folder)}, "content": digest}}

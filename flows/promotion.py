@@ -94,8 +94,7 @@ def _reproducible(settings: Settings, run: Path, model: str, version: str) -> bo
     if now.get("dirty", True):
         return False
     recipe = yamlio.load(run / "recipe.yaml")
-    read = runs.sections_read(settings.project)
-    if code.stage_hashes(settings.project, read, recipe, runs.stage_list(run)) != recipe["code"]:
+    if code.of_recipe(settings.project, recipe, runs.stage_list(run)) != recipe["code"]:
         return False
     registry.tag(settings, model, version, "tessera.commit", now["commit"])
     return True

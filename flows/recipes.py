@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,10 @@ def list_recipes(project: Path) -> list[str]:
 
 def list_scales(project: Path) -> list[str]:
     """Every scale that some recipe has, smallest first."""
-    found = {scale for name in list_recipes(project) for scale in load(project, name).get("scales") or {}}
+    found: set[str] = set()
+    for name in list_recipes(project):
+        with suppress(RecipeError):  # a broken recipe is reported when it is asked for, not when another one is
+            found |= set(load(project, name).get("scales") or {})
     order = ["tiny", "small", "paper"]
     return [scale for scale in order if scale in found | {"tiny", "paper"}] + sorted(found - set(order))
 
@@ -124,7 +128,7 @@ def resolve(project: Path, name: str, scale: str | None, overrides: list[str]) -
         _override(recipe, override)
     resolved = _validated(_shown(project, path), recipe)
     stages = runs.stages_of(project, resolved)
-    resolved["code"] = code.stage_hashes(project, runs.sections_read(project), resolved, stages)
+    resolved["code"] = code.of_recipe(project, resolved, stages)
     resolved = json.loads(json.dumps(resolved))
     write_bytes_atomic(kept, json.dumps(resolved).encode())  # in the order of the recipe, as it is now
     return resolved

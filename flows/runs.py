@@ -52,11 +52,16 @@ def check_name(name: str) -> str:
     return name
 
 
-def run_name(recipe: str, scale: str | None, overrides: list[str], seed: int, given: str | None = None) -> str:
-    """`quickstart-tiny`, with a short hash behind it when the recipe was changed; or the name that was given."""
+def run_name(
+    recipe: str, scale: str | None, overrides: list[str], data: str | None = None, given: str | None = None
+) -> str:
+    """`quickstart-tiny`, with the folder's name when the data is a person's own (`tokenizer-tiny-flowers`) and a short hash
+    when the recipe was changed; or the name that was given."""
     if given:
         return check_name(given)
     name = f"{recipe}-{scale or 'tiny'}"
+    if data:
+        name += "-" + (re.sub(r"[^a-z0-9]+", "-", Path(data).resolve().name.lower()).strip("-")[:24] or "data")
     if overrides:
         name += "-" + hashlib.sha256(json.dumps(sorted(overrides)).encode()).hexdigest()[:6]
     return check_name(name)
@@ -83,6 +88,18 @@ def sections_read(project: Path) -> dict[str, list[str]]:
     """The recipe sections each stage reads, as `dvc.yaml` declares them."""
     return {
         name: [section for entry in stage.get("params", []) for sections in entry.values() for section in sections]
+        for name, stage in template(project)["stages"].items()
+    }
+
+
+#: output that a stage loads -> the section of the component in it
+_LOADED = {"tokenizer": "tokenizer", "generator": "generator", "posttraining": "generator", "networks": "networks"}
+
+
+def sections_loaded(project: Path) -> dict[str, list[str]]:
+    """The recipe sections whose trained components each stage loads, by its inputs in `dvc.yaml`."""
+    return {
+        name: [_LOADED[output] for dep in stage.get("deps", []) if (output := Path(dep).name) in _LOADED]
         for name, stage in template(project)["stages"].items()
     }
 

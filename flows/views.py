@@ -139,7 +139,7 @@ def accept(settings: Settings, run: Path) -> None:
 
     recipe = yamlio.load(run / "recipe.yaml")
     stages = runs.stage_list(run)
-    fresh = code.stage_hashes(settings.project, runs.sections_read(settings.project), recipe, stages)
+    fresh = code.of_recipe(settings.project, recipe, stages)
     with opened(run, settings, Compute(mode="inline")) as walk:
         for node in walk.graph.stages:
             other = {what: how for what, how in node.why().items() if not what.startswith("code.")}

@@ -169,11 +169,17 @@ class StageNode:
         """Takes the outputs from the shared cache if any run has made them from the same inputs."""
         from dvc.exceptions import DvcException
 
-        with self._graph.locked_repo():
-            try:
-                return run_cache.restore(self._graph.repo, self._stage)
-            except (DvcException, FileNotFoundError):  # a cache that lost an object: the stage runs instead
-                return False
+        known = [(dep, dep.hash_info, dep.meta) for dep in self._stage.deps]
+        restored = False
+        # a cache that lost an object: the stage runs instead
+        with contextlib.suppress(DvcException, FileNotFoundError), self._graph.locked_repo():
+            restored = run_cache.restore(self._graph.repo, self._stage)
+        if (
+            not restored
+        ):  # what was looked up counts as committed otherwise, and a failed body's retry would find no change
+            for dep, digest, meta in known:
+                dep.hash_info, dep.meta = digest, meta
+        return restored
 
     def commit(self) -> None:
         """Outputs into the cache, then the lock. Raises GraphError when an output is not there."""

@@ -113,6 +113,7 @@ def variables(settings: Settings) -> dict[str, str]:
     return kept | {
         "TESSERA_PROJECT": str(settings.project),
         "PYTHONPATH": f"{settings.project}:{ROOT}",
+        "OMP_WAIT_POLICY": "passive",  # on a busy machine, threads that wait must not take the processors
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
 

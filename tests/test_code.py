@@ -66,7 +66,7 @@ def change(product: Path, resolved: tuple[Path, dict[str, Any]]) -> Change:
         kept, time = path.read_text(), path.stat().st_mtime_ns
         try:
             rewrite(path, added(kept, old, new))
-            found = code.stage_hashes(project, runs.sections_read(project), recipe, list(STAGES))
+            found = code.of_recipe(project, recipe, list(STAGES))
         finally:
             path.write_text(kept)
             os.utime(path, ns=(time, time))
@@ -84,7 +84,7 @@ def test_every_stage_has_a_hash_of_its_own(resolved: tuple[Path, dict[str, Any]]
 def test_a_copy_of_the_product_has_the_same_hashes(product: Path, resolved: tuple[Path, dict[str, Any]]) -> None:
     project, recipe = resolved
     for _ in range(2):  # nothing that was read is changed by it
-        assert code.stage_hashes(project, runs.sections_read(project), recipe, list(STAGES)) == recipe["code"]
+        assert code.of_recipe(project, recipe, list(STAGES)) == recipe["code"]
 
 
 VQ, BODY = "components/quantizers/vq.py", "flows/tokenizer.py"
@@ -107,17 +107,18 @@ def test_comments_docstrings_and_formatting_change_no_hash(change: Change, file:
 
 
 MORE = "\n_MORE = 1\n"
+OF_TOKENIZER = {"tokenizer", "tokens", "posttraining", "evaluation", "registration"}  # it, and what loads its weights
 
 
 @pytest.mark.parametrize(
     ("file", "stages"),
     [
-        (VQ, {"tokenizer"}),
-        ("components/tokenizers/_conv.py", {"tokenizer"}),
-        ("components/backbones/_rope.py", {"generator"}),
+        (VQ, OF_TOKENIZER),
+        ("components/tokenizers/_conv.py", OF_TOKENIZER),
+        ("components/backbones/_rope.py", {"generator", "posttraining", "evaluation", "registration"}),
         ("components/data/sources/glyphs.py", {"dataset"}),
-        ("components/data/transforms/random_affine.py", {"networks"}),
-        ("components/networks/classifier.py", {"networks"}),
+        ("components/data/transforms/random_affine.py", {"networks", "posttraining", "evaluation"}),
+        ("components/networks/classifier.py", {"networks", "posttraining", "evaluation"}),
         ("components/mixture/scores/contrast.py", {"mixture"}),
         ("components/posttraining/losses.py", {"posttraining"}),
         ("components/rewards/class_probability.py", {"posttraining"}),
@@ -173,7 +174,7 @@ def test_a_hash_also_holds_the_sections_that_the_stage_reads(resolved: tuple[Pat
     """DVC's run cache is blind to keys called `size` and `nfiles`."""
     project, recipe = resolved
     other = recipe | {"dataset": recipe["dataset"] | {"image": {"size": 32, "channels": 1}}}
-    found = code.stage_hashes(project, runs.sections_read(project), other, list(STAGES))
+    found = code.of_recipe(project, other, list(STAGES))
     assert {stage for stage in STAGES if found[stage] != recipe["code"][stage]} == {"dataset"}
     assert found["dataset"].partition("-")[0] == recipe["code"]["dataset"].partition("-")[0], "the code is the same"
 
@@ -181,7 +182,7 @@ def test_a_hash_also_holds_the_sections_that_the_stage_reads(resolved: tuple[Pat
 def test_another_component_is_other_code(resolved: tuple[Path, dict[str, Any]]) -> None:
     project, recipe = resolved
     other = recipe | {"tokenizer": recipe["tokenizer"] | {"quantizer": {"type": "fsq", "levels": [4, 4]}}}
-    found = code.stage_hashes(project, runs.sections_read(project), other, ["tokenizer"])
+    found = code.of_recipe(project, other, ["tokenizer"])
     assert found["tokenizer"].partition("-")[0] != recipe["code"]["tokenizer"].partition("-")[0]
 
 
@@ -235,8 +236,11 @@ def test_what_a_module_of_the_project_imports_counts(tmp_path: Path, files: dict
 
 
 def test_a_hash_is_the_same_however_often_it_is_asked_for(tmp_path: Path) -> None:
-    (tmp_path / "parts.py").write_text('"""The docstring."""\n"""A second text."""\nclass Shift: ...\n')
-    assert len({project_hash(tmp_path, "parts:Shift") for _ in range(3)}) == 1
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "flows" / "extra.py").write_text(
+        'def body(ctx):\n    """What it does."""\n    """More."""\n    return {}\n'
+    )
+    assert len({code.stage_hashes(tmp_path, {"extra": []}, {}, ["extra"])["extra"] for _ in range(3)}) == 1
 
 
 def test_the_mark_of_all_sources_sees_packages_of_the_project_and_not_its_data(tmp_path: Path) -> None:

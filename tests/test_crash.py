@@ -11,7 +11,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,10 @@ from tests._services import traces, until
 pytestmark = pytest.mark.slow
 
 RUN = ("run", "quickstart", "--name", "q", *sets())
-STEPS, SAVED = 150, 10
+STEPS, SAVED = 100, 10
 LONG: dict[str, object] = {
     "tokenizer.train.steps": STEPS,
+    "tokenizer.train.batch_size": 16,
     "tokenizer.train.checkpoint_every": SAVED,
     "tokenizer.train.log_every": 1,
 }
@@ -39,13 +40,25 @@ TRAIN = ("run", "quickstart", "--name", "t", "--until", "tokenizer", *sets(LONG)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, str]]]:
-    """What both runs commit in a project of its own where nothing is killed, computed in one process without services."""
-    settings = make(tmp_path_factory.mktemp("undisturbed") / "p")
-    for command in (RUN, TRAIN):
-        done = tessera(settings, *command, "--inline")
-        assert done.returncode == 0, done.stderr
-    return {name: locked(settings.runs / name) for name in ("q", "t")}
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A project where nothing is killed: everything in one process, without services."""
+    return make(tmp_path_factory.mktemp("calm") / "p")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(calm: Settings) -> dict[str, dict[str, str]]:
+    """What the whole run commits."""
+    done = tessera(calm, *RUN, "--inline")
+    assert done.returncode == 0, done.stderr
+    return locked(calm.runs / "q")
+
+
+@pytest.fixture(scope="module")
+def trained(calm: Settings) -> dict[str, str]:
+    """What the longer training commits."""
+    done = tessera(calm, *TRAIN, "--inline")
+    assert done.returncode == 0, done.stderr
+    return locked(calm.runs / "t")["tokenizer"]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +78,9 @@ def kill(process: subprocess.Popen[str], after: float = 0.0) -> None:
     process.wait()
 
 
-def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(settings: Settings, undisturbed: Any) -> None:
+def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
+    settings: Settings, undisturbed: dict[str, dict[str, str]]
+) -> None:
     seed = int(os.environ.get("TESSERA_CRASH_SEED") or time.time_ns() % 1_000_000)
     chance = random.Random(seed)
     stages = sorted(chance.sample(STAGES, 3), key=STAGES.index)
@@ -84,7 +99,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(settings: Setti
     done = tessera(settings, *RUN)
     assert done.returncode == 0, printed(settings) + done.stderr
 
-    assert locked(run) == undisturbed["q"]
+    assert locked(run) == undisturbed
     assert counted(settings, "q") == counted(settings, "q", "ended") == dict.fromkeys(STAGES, 1)
     assert "up to date" in dvc(run, settings, "status").stdout
     assert not (run / "dvc.lock.torn").exists()
@@ -106,7 +121,7 @@ def _ray(settings: Settings) -> list[int]:
 
 @pytest.mark.parametrize("victims", [_worker, _ray], ids=["the worker", "all of Ray"])
 def test_a_training_goes_on_from_its_checkpoint_to_the_same_weights_when_its_process_is_killed(
-    settings: Settings, undisturbed: Any, victims: Any
+    settings: Settings, trained: dict[str, str], victims: Callable[[Settings], list[int]]
 ) -> None:
     work = settings.runs / "t" / "work" / "tokenizer"
     before = counted(settings, "t")["tokenizer"]
@@ -131,7 +146,7 @@ def test_a_training_goes_on_from_its_checkpoint_to_the_same_weights_when_its_pro
     done_at_first = len(steps) - (STEPS - reached)
     assert reached <= done_at_first < STEPS
     assert steps == [*range(1, done_at_first + 1), *range(reached + 1, STEPS + 1)]
-    assert locked(settings.runs / "t")["tokenizer"] == undisturbed["t"]["tokenizer"]
+    assert locked(settings.runs / "t")["tokenizer"] == trained
 
 
 def _flow_process(flow: str) -> int:

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from _runs import all_of, body, make_project, make_run, walk, write_recipe
 
 from infra import graph
 from infra.settings import Settings, environment
+from tests._runs import all_of, body, make_project, make_run, walk, write_recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -137,6 +137,21 @@ def test_the_same_stage_of_another_run_is_restored(settings: Settings) -> None:
         assert opened.node("b").key() == first.node("b").key()
         assert opened.node("c").key() != first.node("c").key()
         assert opened.node("b").outs == first.node("b").outs
+
+
+def test_a_look_into_the_cache_that_found_nothing_changes_nothing(settings: Settings) -> None:
+    """A stage whose body fails is asked again, by the same process, whether it has to run."""
+    run = make_run(settings, "one")
+    walk(run)
+    write_recipe(run, a="{size: 2}")
+    with graph.open_graph(run) as opened:
+        first, second = opened.node("a"), opened.node("b")
+        body(run, "a")
+        first.commit()
+        before = second.why()
+        assert before
+        assert not second.restore()
+        assert second.why() == before
 
 
 def test_a_parameter_called_size_is_a_parameter(settings: Settings) -> None:

@@ -7,10 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from _runs import make_project, make_run, walk, write_recipe
 
 from infra import graph, lineage
 from infra.settings import Settings, environment
+from tests._runs import make_project, make_run, walk, write_recipe
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def resolve(made: Path) -> Resolve:
 
 
 @pytest.fixture
-def written(made: Path) -> Callable[[str | bytes], str]:
+def written(made: Path) -> Iterator[Callable[[str | bytes], str]]:
     """Writes a recipe of this text; its name."""
 
     def write(text: str | bytes) -> str:
@@ -68,7 +68,7 @@ def written(made: Path) -> Callable[[str | bytes], str]:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return path.stem
 
-    yield write  # type: ignore[misc]
+    yield write
     (made / "recipes" / "broken.yaml").unlink(missing_ok=True)
 
 
@@ -452,4 +452,8 @@ def test_a_changed_module_of_the_project_is_a_changed_recipe(
     os.utime(package / "mirror.py", ns=(1, 1))  # whatever the clock's grain
     after = resolve(override)
     assert before["tokenizer"] == after["tokenizer"]
-    assert [stage for stage in before["code"] if before["code"][stage] != after["code"][stage]] == ["tokenizer"]
+    assert [stage for stage in before["code"] if before["code"][stage] != after["code"][stage]] == [
+        "tokenizer",
+        "evaluation",
+        "registration",
+    ]

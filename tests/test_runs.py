@@ -47,22 +47,22 @@ def test_a_plain_name_is_taken(name: str) -> None:
 
 
 def test_a_run_is_called_like_its_recipe_and_scale() -> None:
-    assert runs.run_name("quickstart", None, [], 0) == "quickstart-tiny"
-    assert runs.run_name("quickstart", "small", [], 0) == "quickstart-small"
-    assert runs.run_name("quickstart", "small", ["a=1"], 0, "mine") == "mine"
+    assert runs.run_name("quickstart", None, []) == "quickstart-tiny"
+    assert runs.run_name("quickstart", "small", []) == "quickstart-small"
+    assert runs.run_name("quickstart", "small", ["a=1"], None, "mine") == "mine"
 
 
 def test_changes_show_in_the_name_and_their_order_does_not() -> None:
-    one = runs.run_name("quickstart", None, ["a=1", "b=2"], 0)
+    one = runs.run_name("quickstart", None, ["a=1", "b=2"])
     assert one.startswith("quickstart-tiny-")
-    assert runs.run_name("quickstart", None, ["b=2", "a=1"], 0) == one
-    assert runs.run_name("quickstart", None, ["b=2", "a=2"], 0) != one
+    assert runs.run_name("quickstart", None, ["b=2", "a=1"]) == one
+    assert runs.run_name("quickstart", None, ["b=2", "a=2"]) != one
     assert runs.check_name(one) == one
 
 
 def test_a_given_name_is_checked() -> None:
     with pytest.raises(RunError, match=r"'\.\./x' cannot be a run's name"):
-        runs.run_name("quickstart", None, [], 0, "../x")
+        runs.run_name("quickstart", None, [], None, "../x")
 
 
 # -------------------------------------------------------------------------------------------------------------- graph

@@ -83,7 +83,9 @@ def test_what_was_left_by_a_killed_supervisor_is_cleaned_up_and_leases_hold(sett
     with services.lease(settings):
         services.ensure(settings, {"s"}, extra={"s": SLEEPER})
         first = pid(settings, "s")
-        os.kill(json.loads((settings.home / "services/state.json").read_text())["supervisor"]["pid"], signal.SIGKILL)
+        parent = json.loads((settings.home / "services/state.json").read_text())["supervisor"]["pid"]
+        os.kill(parent, signal.SIGKILL)
+        until(lambda: supervisor.started(parent) is None)
         services.ensure(settings, {"s"}, extra={"s": SLEEPER})
         assert pid(settings, "s") not in (0, first)
         assert supervisor.started(first) is None

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 
 from components.interfaces import EvaluationBatch, Metric, Networks, TokenSpec
-from components.networks import refer
+from components.networks import Reference, refer
 
 
 def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
@@ -27,7 +27,7 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
 class ClassAccuracy(Metric):
     better: ClassVar[Literal["higher", "lower"]] = "higher"
 
-    def __init__(self, networks: Networks, spec: TokenSpec, *, network: str = "@judge") -> None:
+    def __init__(self, networks: Networks, spec: TokenSpec, *, network: Reference = "@judge") -> None:
         self.network = refer(networks, network)
         self.right: dict[int, int] = {}
         self.total: dict[int, int] = {}

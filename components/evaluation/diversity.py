@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from components.interfaces import EvaluationBatch, Metric, Networks, TokenSpec
-from components.networks import refer
+from components.networks import Reference, refer
 
 
 def spread(features: Tensor) -> float:
@@ -32,7 +32,7 @@ def spread(features: Tensor) -> float:
 class Diversity(Metric):
     better: ClassVar[Literal["higher", "lower"]] = "higher"
 
-    def __init__(self, networks: Networks, spec: TokenSpec, *, network: str = "@judge") -> None:
+    def __init__(self, networks: Networks, spec: TokenSpec, *, network: Reference = "@judge") -> None:
         self.network = refer(networks, network)
         self.real: list[tuple[Tensor, Tensor]] = []  # features [B, F], labels [B]
         self.drawn: list[tuple[Tensor, Tensor, Tensor]] = []  # features, labels, recognized [B]

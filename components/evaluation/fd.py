@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from components.interfaces import EvaluationBatch, Metric, Networks, TokenSpec
-from components.networks import refer
+from components.networks import Reference, refer
 
 
 class Moments:
@@ -64,7 +64,7 @@ def _root(covariance: Tensor) -> Tensor:
 class FrechetDistance(Metric):
     better: ClassVar[Literal["higher", "lower"]] = "lower"
 
-    def __init__(self, networks: Networks, spec: TokenSpec, *, network: str = "@judge") -> None:
+    def __init__(self, networks: Networks, spec: TokenSpec, *, network: Reference = "@judge") -> None:
         self.name = f"fd_{network.removeprefix('@')}"
         self.network = refer(networks, network)
         self.real, self.drawn = Moments(), Moments()

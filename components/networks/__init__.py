@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from components.interfaces import FeatureExtractor, Networks
 from components.registry import ComponentError, nearest
+
+#: the name of one of the recipe's networks, with the sign that tells it from a component
+Reference = Annotated[str, Field(pattern="^@", description="a network of the recipe, e.g. @judge")]
 
 
 def refer(networks: Networks, reference: str) -> FeatureExtractor:

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from components.interfaces import Networks, Reward
-from components.networks import refer
+from components.networks import Reference, refer
 
 
 class ClassProbability(Reward):
@@ -29,7 +29,7 @@ class ClassProbability(Reward):
         self,
         networks: Networks,
         *,
-        network: str = "@reward",
+        network: Reference = "@reward",
         saturation: Annotated[float, Field(gt=0, le=1)] = 0.9,
     ) -> None:
         self.network, self.saturation = refer(networks, network), saturation
