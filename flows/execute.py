@@ -111,7 +111,7 @@ def _flow(
 
 def _summary(settings: Settings, run: Path, wanted: list[str], started: float) -> None:
     last = runs.metrics(run, "evaluation") if "evaluation" in wanted else runs.metrics(run, wanted[-1])
-    for metric, value in list(last.items())[:12]:
+    for metric, value in runs.main_figures(last).items():
         console.print(f"  {metric:<28} {number(value)}")
     console.print(f"done in {time.monotonic() - started:.0f} s")
     if (run / "report.html").is_file():

@@ -99,10 +99,9 @@ def _headline(metrics: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
 
 
 def _against(evaluation: dict[str, float], champion: dict[str, float] | None) -> list[dict[str, Any]]:
-    """The main figures; single classes, ends of intervals and what post-training started from are in the details."""
     before = champion or {}
-    shown = [name for name in evaluation if "." not in name or name.startswith("rl.")]
-    return [{"metric": name, "value": evaluation[name], "champion": before.get(name)} for name in shown]
+    shown = runs.main_figures(evaluation).items()
+    return [{"metric": name, "value": value, "champion": before.get(name)} for name, value in shown]
 
 
 def _picture(run: Path, stage: str, name: str) -> str | None:

@@ -169,6 +169,11 @@ def metrics(run: Path, stage: str) -> dict[str, float]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
+def main_figures(values: dict[str, float]) -> dict[str, float]:
+    """Of a stage's metrics those for people: without single classes, ends of intervals, and what post-training began with."""
+    return {name: value for name, value in values.items() if "." not in name or name.startswith("rl.")} or values
+
+
 def all_metrics(run: Path) -> dict[str, float]:
     """`{"<stage>.<metric>": value}` of every stage that has ended."""
     return {f"{stage}.{name}": value for stage in stage_list(run) for name, value in metrics(run, stage).items()}

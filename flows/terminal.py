@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from flows.runs import main_figures
+
 _WIDE = None if sys.stdout.isatty() else 200  # a file or a pipe has no width of its own
 console = Console(highlight=False, width=_WIDE)
 errors = Console(stderr=True, highlight=False)
@@ -70,7 +72,7 @@ class Board:
             "restored": "[cyan]restored[/]",
             "kept": "[yellow]kept[/]",
         }
-        metrics = event.get("metrics", {})
+        metrics = main_figures(event.get("metrics", {}))
         shown = "  ".join(f"{k} {number(v)}" for k, v in list(metrics.items())[:_SHOWN])
         seconds = f"{event['seconds']:6.1f} s" if "seconds" in event else " " * 8
         console.print(

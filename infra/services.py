@@ -256,6 +256,8 @@ def _wanted(settings: Settings, name: str, extra: dict[str, list[str]], dashboar
         argv = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
         variables["PREFECT_API_URL"] = variables["PREFECT_UI_API_URL"] = f"http://127.0.0.1:{port}/api"
         variables["PREFECT_LOGGING_SERVER_LEVEL"] = "WARNING"
+        # a schedule made in the UI counts at once, not only after the minute that its scheduler sleeps
+        variables["PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS"] = "5"
         variables["PREFECT_API_BLOCKS_REGISTER_ON_START"] = (
             "false"  # a second of the first start, and nothing uses them
         )
