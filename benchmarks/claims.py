@@ -1,6 +1,6 @@
 """What the quickstart shows, over seeds: the mixture serves the target, and reinforcement removes errors, not variety.
 
-    python benchmarks/claims.py [--seeds 0 1 2]
+    python -m benchmarks.claims [--seeds 0 1 2]
 
 Runs the recipe in this project for each seed (what is up to date is not run again) and prints the figures and the recipe's
 `claims:`. A claim holds if it holds for every seed.

@@ -1,6 +1,6 @@
 """What a run costs in a project with 1, 100 and 1,000 runs: the walk with nothing to do, a stage commit, a push.
 
-    python benchmarks/many_runs.py [--runs 1 100 1000] [--stages 9] [--git]
+    python -m benchmarks.many_runs [--runs 1 100 1000] [--stages 9] [--git]
 
 Every run was really committed (own parameters, own outputs, own entries in the shared cache); the bodies write one small
 file. The large project is measured alternately with one that has a single run, so that what else the machine does falls on

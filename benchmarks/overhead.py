@@ -1,8 +1,8 @@
 """What orchestration costs: everything of a run that is not a stage body computing.
 
-    python benchmarks/overhead.py job     the quickstart, cold and with `tessera up`: body time and overhead per stage, and
+    python -m benchmarks.overhead job     the quickstart, cold and with `tessera up`: body time and overhead per stage, and
                                           the peak memory of all processes together (summed PSS)
-    python benchmarks/overhead.py noops   a pipeline of stages that do nothing, through Tessera and through what people use
+    python -m benchmarks.overhead noops   a pipeline of stages that do nothing, through Tessera and through what people use
                                           instead: the same bodies in plain Python, as a plain Prefect flow, with `dvc repro`
 
 Each works in a fresh project of its own in a temporary folder and ends what it started.

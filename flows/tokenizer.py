@@ -39,7 +39,7 @@ def body(ctx: StageContext) -> dict[str, float]:
     tokens = torch.cat([tokenizer.encode(part.to(device)) for part in held_out.split(256)])
     drawn = torch.cat([tokenizer.decode(part).cpu() for part in tokens.split(256)])
     ctx.figure("reconstructions", pictures.pairs(held_out[:20], drawn[:20]))
-    share, perplexity = usage(tokens, tokenizer.spec.vocabulary)
+    share, perplexity = usage(torch.bincount(tokens.flatten(), minlength=tokenizer.spec.vocabulary))
     error = (drawn - held_out).square().flatten(1).mean(1) / 4  # pixels in [0, 1]
     return {
         "psnr": float(-10 * error.clamp(min=1e-10).log10().mean()),

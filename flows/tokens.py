@@ -44,7 +44,7 @@ def body(ctx: StageContext) -> dict[str, float]:
         tokens = np.concatenate(parts)
         np.save(ctx.output / f"{name}.tokens.npy", tokens.astype(kind))
         np.save(ctx.output / f"{name}.labels.npy", split.labels)
-        share, perplexity = usage(torch.from_numpy(tokens), spec.vocabulary)
+        share, perplexity = usage(torch.bincount(torch.from_numpy(tokens).flatten(), minlength=spec.vocabulary))
         metrics |= {f"{name}.rows": len(tokens), f"{name}.usage": share, f"{name}.perplexity": perplexity}
     summary = {"spec": asdict(spec), "classes": about["classes"], "target_classes": about["target_classes"]}
     (ctx.output / "tokens.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")

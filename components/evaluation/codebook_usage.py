@@ -8,12 +8,12 @@ each position.
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, Literal
 
 import torch
 
 from components.interfaces import EvaluationBatch, Metric, Networks, TokenSpec
+from components.quantizers._codebook import usage
 
 
 class CodebookUsage(Metric):
@@ -29,8 +29,5 @@ class CodebookUsage(Metric):
     def compute(self) -> dict[str, float]:
         if not self.counts.sum():
             return {}
-        share = self.counts[self.counts > 0].double() / self.counts.sum()
-        return {
-            "codebook_usage": float((self.counts > 0).double().mean()),
-            "codebook_perplexity": math.exp(float(-(share * share.log()).sum())),
-        }
+        share, perplexity = usage(self.counts)
+        return {"codebook_usage": share, "codebook_perplexity": perplexity}

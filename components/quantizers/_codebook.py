@@ -38,9 +38,9 @@ def commitment(latents: Tensor, quantized: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def usage(codes: Tensor, size: int) -> tuple[float, float]:
-    """(share of the codebook that occurs, perplexity of the code distribution) of codes of any shape."""
-    shares = torch.bincount(codes.flatten(), minlength=size).double()
+def usage(counts: Tensor) -> tuple[float, float]:
+    """(share of the codebook that occurs, perplexity of the code distribution) of how often each code occurs, [K]."""
+    shares = counts.double()
     shares /= shares.sum().clamp(min=1)
     entropy = -(shares * shares.clamp(min=1e-12).log()).sum()
     return float((shares > 0).double().mean()), float(entropy.exp())
