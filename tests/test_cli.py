@@ -156,7 +156,7 @@ def test_a_slip_is_one_line_and_exit_code_2(project: Path, tessera: Call, argume
 @pytest.mark.parametrize(
     ("folder", "message"),
     [
-        ("missing", "missing' is not a folder; give the folder that holds your pictures with --data"),
+        ("missing", "missing' is not a folder; give the folder that holds your data with --data"),
         ("empty", "empty' holds no files; expected pictures (PNG, JPEG, WebP, BMP, GIF, TIFF)"),
     ],
 )
