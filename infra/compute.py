@@ -114,11 +114,9 @@ _handles: dict[str, Any] = {}  # run -> its worker
 def connect(settings: Settings) -> Any:
     """Ray, connected to the project's head (or the one the settings name); never to a private one in silence."""
     global _connected
-    variables = environment(settings) | services.ray_variables(settings)
-    os.environ.update({k: v for k, v in variables.items() if k.startswith("RAY_")})
+    address = _prepared(settings)
     import ray
 
-    address = services.ensure(settings, {"ray"}).ray
     head = services.process(settings, "ray")
     if ray.is_initialized():
         if _connected == (address, head):
@@ -134,12 +132,19 @@ def connect(settings: Settings) -> Any:
         )
     except ray.exceptions.AuthenticationError as error:
         raise ComputeLost(
-            f"Ray at {address} refuses the token in {variables['RAY_AUTH_TOKEN_PATH']}: {error}"
+            f"Ray at {address} refuses the token in {os.environ['RAY_AUTH_TOKEN_PATH']}: {error}"
         ) from None
     except RuntimeError as error:
         raise ConnectionError(f"Ray at {address} does not answer: {error}") from error
     _connected = (address, head)
     return ray
+
+
+def _prepared(settings: Settings) -> str | None:
+    """The address of the head. To be called before Ray is imported: it reads its variables and the token only then."""
+    variables = environment(settings) | services.ray_variables(settings)
+    os.environ.update({k: v for k, v in variables.items() if k.startswith("RAY_")})
+    return services.ensure(settings, {"ray"}).ray
 
 
 def disconnect() -> None:
@@ -180,6 +185,7 @@ def _worker(run: str, settings: Settings, compute: Compute, imports: Sequence[st
 
 
 def _on_ray(work: _Work, on_progress: OnProgress) -> Record:
+    _prepared(work.settings)
     import ray.exceptions
 
     lost = ""
