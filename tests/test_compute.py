@@ -197,6 +197,7 @@ def test_a_new_key_of_a_run_ends_the_old_body(ray_project: Settings, tmp_path: P
 @pytest.mark.slow
 def test_no_room_says_who_holds_it_and_leaves_nothing_waiting(ray_project: Settings, tmp_path: Path) -> None:
     everything = Compute(cpus=float(os.cpu_count() or 1))
+    compute.cancel("r", ray_project)  # the worker of the tests before
     compute.warm("holder", ray_project, everything)
     import ray
 
@@ -219,7 +220,7 @@ def test_several_processes_and_the_error_of_one(ray_project: Settings, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["gcs_server", "raylet/raylet", "ray start"])
+@pytest.mark.parametrize("victim", ["gcs/gcs_server", "raylet/raylet", "ray start"])
 def test_the_same_call_finishes_when_the_head_is_killed(ray_project: Settings, tmp_path: Path, victim: str) -> None:
     def kill() -> None:
         until(lambda: (tmp_path / "metrics.jsonl").is_file())
