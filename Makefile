@@ -10,10 +10,10 @@ run: $(STAMP)  ## the main job: from raw data to a promoted generator
 	$(BIN)/tessera run quickstart --scale tiny
 
 test: $(STAMP) browser lint  ## everything
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest
 
 test-fast: $(STAMP) lint  ## what answers in two minutes
-	$(BIN)/python -m pytest tests -m "not slow and not browser"
+	$(BIN)/python -m pytest -m "not slow and not browser"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -8,7 +8,8 @@ from components.mixture.problem import Objective
 
 
 class Mean(Objective):
-    """>>> Mean().score(np.array([1.0, 3.0]))
+    """
+    >>> Mean().score(np.array([1.0, 3.0]))
     -2.0
     """
 
