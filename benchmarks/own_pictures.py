@@ -14,12 +14,13 @@ import re
 import tempfile
 from pathlib import Path
 
+from PIL import Image
+
 from benchmarks.overhead import project, tessera
 from flows import runs
 
 
-def photographs() -> list[object]:
-    from PIL import Image
+def photographs() -> list[Image.Image]:
     from skimage import data
     from sklearn.datasets import load_sample_images
 
@@ -33,8 +34,8 @@ def make(folder: Path, count: int) -> None:
     for index in range(count):
         photo = rng.choice(photos)
         side = rng.randint(64, 240)
-        x, y = (rng.randint(0, length - side - 1) for length in photo.size)  # type: ignore[attr-defined]
-        crop = photo.crop((x, y, x + side, y + rng.randint(side // 2, side)))  # type: ignore[attr-defined]
+        x, y = (rng.randint(0, length - side - 1) for length in photo.size)
+        crop = photo.crop((x, y, x + side, y + rng.randint(side // 2, side)))
         crop.save(folder / f"{index:04d}.{rng.choice(['png', 'jpg', 'webp', 'bmp'])}")
     (folder / "broken.jpg").write_bytes(b"not a picture")
     (folder / "empty.png").touch()
