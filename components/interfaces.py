@@ -45,14 +45,21 @@ class TokenSpec:
     grid: tuple[int, int] | None = None  # rows, columns when the layout is a grid
 
 
+Modality = Literal["image", "text", "audio", "array"]
+MODALITIES: tuple[Modality, ...] = ("image", "text", "audio", "array")
+
+
 @dataclass(frozen=True)
 class Sample:
-    """One sample as a source yields it: encoded bytes as they came."""
+    """One sample as a source yields it: encoded bytes as they came. At least one modality is there."""
 
     key: str  # where it came from, unique within the source
-    image: bytes  # an encoded picture (PNG, JPEG, ...)
+    image: bytes | None = None  # an encoded picture (PNG, JPEG, ...)
     label: str | None = None
     caption: str | None = None
+    text: str | None = None
+    audio: bytes | None = None  # an encoded sound (WAV, FLAC, OGG)
+    array: bytes | None = None  # a numeric array in NumPy's .npy format (motion, actions, other signals)
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,38 @@ class Map(Protocol):
     def __call__(self, function: Callable[[A], B], items: Sequence[A]) -> list[B]: ...
 
 
+class Stored(Protocol):
+    """An object as a sink has it: its path in the data set, the MD5 of its bytes (their name in the store), its size."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+
+class Sink(Protocol):
+    """Where shards are put, by name; picklable, so that each worker writes for itself. Putting the same again changes
+    nothing."""
+
+    def put(self, name: str, data: bytes) -> Stored: ...
+
+
+class Files(Protocol):
+    """A committed output wherever its bytes are: a folder here, or a tree in a store that is read through a cache."""
+
+    def names(self) -> Sequence[str]:
+        """Relative paths with '/', sorted."""
+        ...
+
+    def path(self, name: str) -> Path:
+        """A local file with this content, fetched and checked if need be. Raises FileNotFoundError."""
+        ...
+
+
 class Batches(Protocol):
     """Training data by position: the batch of a step is a pure function of the step (and of the seed it was made
     with), so that resuming needs nothing but the step number."""
@@ -108,13 +147,38 @@ class Batches(Protocol):
 # ------------------------------------------------------------------------------------------------ data
 
 
+@dataclass(frozen=True)
+class Part:
+    """An independent piece of a source: these files, or the rows [start, stop) of them (`stop` None: to the end).
+    Without files it is a piece of whatever the source generates."""
+
+    files: tuple[str, ...] = ()
+    start: int = 0
+    stop: int | None = None
+
+
 class Source(ABC):
-    """Yields samples in a fixed order. Constructor: `(*, config)`."""
+    """Yields samples in a fixed order. Constructor: `(*, config)`.
+
+    A source that reads more than fits one worker divides itself into parts, by what there is and never by how many
+    workers there are: parts are read apart from each other, by whoever is free, and the result is the same."""
 
     family: ClassVar[str] = "components.data.sources"
+    modalities: Sequence[Modality] = ("image",)  # what its samples may hold; a column of the data set for each
+
+    def parts(self) -> Sequence[Part]:
+        """The pieces in order; by default one, the whole. May list a folder or read an index, never the data."""
+        return (Part(),)
 
     @abstractmethod
-    def samples(self) -> Iterator[Sample | Broken]: ...
+    def read(self, part: Part) -> Iterator[Sample | Broken]:
+        """The samples of one part. What cannot be read is yielded as `Broken`; only a source that cannot be used at all
+        (no such folder, no credentials) raises."""
+
+    def samples(self) -> Iterator[Sample | Broken]:
+        """All parts, one after another."""
+        for part in self.parts():
+            yield from self.read(part)
 
 
 class Transform(ABC):
@@ -355,8 +419,8 @@ KINDS: dict[str, type] = {
 }  # fmt: skip
 
 __all__ = [
-    "KINDS", "Backbone", "Batches", "Broken", "EvaluationBatch", "FeatureExtractor", "Generator", "Head", "ImageFormat",
-    "Map", "Metric", "Mixture", "MixtureData", "MixtureResult", "Monitor", "Networks", "PostTraining",
-    "Quantized", "Quantizer", "Reward", "Sample", "Sampler", "Silent", "Source", "TokenSpec", "Tokenizer", "Trainable",
-    "Transform",
+    "KINDS", "MODALITIES", "Backbone", "Batches", "Broken", "EvaluationBatch", "FeatureExtractor", "Files", "Generator",
+    "Head", "ImageFormat", "Map", "Metric", "Mixture", "MixtureData", "MixtureResult", "Modality", "Monitor", "Networks",
+    "Part", "PostTraining", "Quantized", "Quantizer", "Reward", "Sample", "Sampler", "Silent", "Sink", "Source", "Stored",
+    "TokenSpec", "Tokenizer", "Trainable", "Transform",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 
-from components.interfaces import Broken, Sample, Source
+from components.interfaces import Broken, Part, Sample, Source
 
 
 class Digits(Source):
@@ -17,7 +17,7 @@ class Digits(Source):
 
     def __init__(self) -> None: ...
 
-    def samples(self) -> Iterator[Sample | Broken]:
+    def read(self, part: Part) -> Iterator[Sample | Broken]:
         from PIL import Image
         from sklearn.datasets import load_digits
 

@@ -17,7 +17,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from components.interfaces import Broken, Sample, Source
+from components.interfaces import Broken, Part, Sample, Source
 
 _CANVAS = 64  # pixels a side while drawing
 
@@ -43,7 +43,7 @@ class Glyphs(Source):
     ) -> None:
         self.characters, self.variants, self.size, self.seed = characters, variants, size, seed
 
-    def samples(self) -> Iterator[Sample | Broken]:
+    def read(self, part: Part) -> Iterator[Sample | Broken]:
         import unicodedata
 
         from PIL import Image

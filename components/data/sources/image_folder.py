@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from components.data.images import check
-from components.interfaces import Broken, Sample, Source
+from components.interfaces import Broken, Part, Sample, Source
 
 _TABLES = ("metadata.csv", "metadata.jsonl")
 
@@ -32,7 +32,7 @@ class ImageFolder(Source):
     def __init__(self, *, path: str) -> None:
         self.path = path
 
-    def samples(self) -> Iterator[Sample | Broken]:
+    def read(self, part: Part) -> Iterator[Sample | Broken]:
         root = Path(self.path).expanduser()
         if not root.is_dir():
             raise FolderError(f"'{self.path}' is not a folder; give the folder that holds your pictures with --data")
