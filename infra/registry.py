@@ -40,6 +40,8 @@ def register(
     with file_lock(settings.home / "registry.lock"):  # two processes must not both find no version of this key
         found = client.search_model_versions(f"name = '{model}' and tags.`tessera.key` = '{key}'")
         version = found[0].version if found else _create(settings, client, model, bundle, key, run, run_id, facts)
+        if found and found[0].tags.get("tessera.run") != run:  # of two runs that make the same, the first one names it
+            client.set_model_version_tag(model, version, _also(run), key)
         candidate = get_alias(settings, model, "candidate")
         if candidate is None or int(candidate) < int(version):
             client.set_registered_model_alias(model, "candidate", version)
@@ -87,12 +89,17 @@ def versions(settings: Settings, model: str) -> list[Any]:
     return sorted(found, key=lambda version: -int(version.version))
 
 
-def version_of(settings: Settings, run: Path, model: str, key: str | None = None) -> str | None:
-    """The newest version that a run registered (for this key, where one is given)."""
+def version_of(settings: Settings, run: Path, model: str) -> str | None:
+    """The newest version that a run registered, or found registered by another run that made the same."""
     for version in versions(settings, model):
-        if version.tags.get("tessera.run") == run.name and key in (None, version.tags.get("tessera.key")):
+        if version.tags.get("tessera.run") == run.name or _also(run.name) in version.tags:
             return str(version.version)
     return None
+
+
+def _also(run: str) -> str:
+    """The tag of a version that says that this run has made the same bundle."""
+    return f"tessera.run.{run}"
 
 
 def get_alias(settings: Settings, model: str, alias: str) -> str | None:

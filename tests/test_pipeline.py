@@ -248,6 +248,19 @@ def test_what_dvc_repro_alone_made_is_cached_for_tessera_and_published(quickstar
     assert (run / "report.html").is_file()
 
 
+def test_a_second_run_of_the_same_is_restored_and_shares_the_version(quickstart: Quickstart) -> None:
+    settings = quickstart.settings
+    before = [version.version for version in registry.versions(settings, "quickstart")]
+    done = tessera(settings, "run", "quickstart", "--name", "twin", *sets())
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"\w+ +restored", done.stdout)) == len(STAGES)
+    assert counted(settings, "twin") == {}
+    assert [version.version for version in registry.versions(settings, "quickstart")] == before
+    assert registry.version_of(settings, settings.runs / "twin", "quickstart") == registry.version_of(
+        settings, quickstart.run, "quickstart"
+    )
+
+
 def test_down_leaves_nothing_running(quickstart: Quickstart) -> None:
     assert supervisor.marked(quickstart.settings.home)
     assert tessera(quickstart.settings, "down").returncode == 0
