@@ -25,7 +25,10 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="K=V", help="change the recipe; a.b=1,2 makes one run a value")
 ]
 Name = Annotated[str, typer.Option("--name", help="name of the run")]
-Data = Annotated[Path | None, typer.Option("--data", help="your own folder of pictures, for a recipe that reads one")]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", help="your own folder or s3:// URL, for a recipe that reads one", metavar="PLACE"),
+]
 Json = Annotated[bool, typer.Option("--json", help="for machines")]
 
 
@@ -85,7 +88,7 @@ def run(
         inline=inline or data is not None,
     )
     for overrides in recipes.expand(set_ or []):
-        execute(settings, recipe, scale, overrides, name, str(data) if data else None, options)
+        execute(settings, recipe, scale, overrides, name, data, options)
 
 
 @app.command()
@@ -95,7 +98,7 @@ def plan(recipe: str, scale: Scale = None, set_: Set = None, name: Name = "", da
     from flows.terminal import table
 
     settings = _settings()
-    folder = planning.prepare(settings, recipe, scale, set_ or [], name, str(data) if data else None)
+    folder = planning.prepare(settings, recipe, scale, set_ or [], name, data)
     rows = []
     for stage in planning.plan(folder, settings):
         cost = f"{stage.cost:.0f} s" if stage.cost is not None else "never ran"
@@ -176,7 +179,7 @@ def stage(name: str) -> None:
     _settings()
     from flows.worker import run_stage
 
-    run_stage(str(folder), name)
+    run_stage(str(folder), name, whole=True)
 
 
 # ------------------------------------------------------------------------------------------------------ services
@@ -232,8 +235,19 @@ def doctor(
 
 
 @app.command()
-def lineage(what: Annotated[str, typer.Argument(help="a run, or models:/name@alias")], as_json: Json = False) -> None:
+def lineage(
+    what: Annotated[str, typer.Argument(help="a run, or models:/name@alias; with --sample a file or a key")],
+    sample: Annotated[
+        bool, typer.Option("--sample", help="who has seen this sample: data sets, runs, model versions")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Where a run or model version came from: data, mixture, tokenizer, code, settings, metrics."""
+    if sample:
+        from flows import samples
+
+        samples.seen(_settings(), what, as_json)
+        return
     from flows import views
 
     views.lineage(_settings(), what, as_json)
@@ -314,6 +328,75 @@ def decode(
     from flows import use
 
     use.decode(_settings(), model, codes, output)
+
+
+# ---------------------------------------------------------------------------------------------------------- data
+
+data_app = typer.Typer(
+    name="data", help="Look at data sets, compare them, and keep the store trustworthy.", no_args_is_help=True
+)
+app.add_typer(data_app)
+
+
+@app.command()
+def validate(
+    what: Annotated[str, typer.Argument(metavar="DATA", help="a run, or the folder of a data set")],
+    suite: Annotated[str, typer.Option(help="the expectations; default: those of its modality")] = "",
+) -> None:
+    """Check a data set against its expectations, and for drift against the champion's; exit code 1 if one stops it."""
+    from flows import validation
+
+    findings = validation.validate_data(_settings(), what, suite or None)
+    stopping = any(f.severity == "critical" and not f.passed and not f.not_applicable for f in findings)
+    raise typer.Exit(1 if stopping else 0)
+
+
+@data_app.command()
+def show(
+    what: Annotated[str, typer.Argument(metavar="DATA", help="a run, or the folder of a data set")],
+    html: Annotated[Path | None, typer.Option(help="write the page to this file as well")] = None,
+) -> None:
+    """What a data set is: splits, sizes, classes, examples, what was wrong."""
+    from flows import data_views
+
+    data_views.show(_settings(), what, html)
+
+
+@data_app.command()
+def diff(before: str, after: str, as_json: Json = False) -> None:
+    """What changed between two data sets: samples, labels, splits, distributions."""
+    from flows import data_views
+
+    data_views.diff(_settings(), before, after, as_json)
+
+
+@data_app.command()
+def verify(
+    thorough: Annotated[bool, typer.Option("--thorough", help="read and hash every object")] = False,
+) -> None:
+    """Is everything that runs and models refer to in the store, and unharmed? Exit code 1 if not."""
+    from flows import data_admin
+
+    raise typer.Exit(data_admin.verify(_settings(), thorough))
+
+
+@data_app.command()
+def repair() -> None:
+    """Put back what the store has lost and this machine still has."""
+    from flows import data_admin
+
+    raise typer.Exit(data_admin.repair(_settings()))
+
+
+@data_app.command()
+def gc(
+    grace: Annotated[float, typer.Option(metavar="HOURS", min=0, help="younger objects stay")] = 24.0,
+    yes: Annotated[bool, typer.Option("--yes", help="remove; without it only say what would be removed")] = False,
+) -> None:
+    """Remove objects from the store that no run, model or running work refers to."""
+    from flows import data_admin
+
+    raise typer.Exit(data_admin.gc(_settings(), grace, dry=not yes))
 
 
 # ------------------------------------------------------------------------------------------------------- project

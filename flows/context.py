@@ -15,10 +15,17 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from components.interfaces import Files, Sink, Stored
+    from infra.datasets import Store
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class StageFailed(Exception):
@@ -34,6 +41,8 @@ class StageContext:
     recipe: dict[str, Any]  # the resolved recipe
     output: Path  # fresh folder; it becomes runs/<run>/outputs/<stage> when the body has ended
     work: Path  # survives interruptions; checkpoints live here
+    store: Store | None = None  # where shards go straight away; None: into `output`
+    sealed: list[Stored] = field(default_factory=list)  # what of this output is in the store
     _started: float = field(default_factory=time.monotonic)
 
     def section(self, name: str) -> Any:
@@ -46,6 +55,36 @@ class StageContext:
     def input(self, stage: str) -> Path:
         """The committed output folder of an earlier stage."""
         return self.run / "outputs" / stage
+
+    def files(self, stage: str) -> Files:
+        """The committed output of an earlier stage, wherever its bytes are: for data of any size."""
+        from flows import outputs
+
+        return outputs.files(self.run, stage)
+
+    @property
+    def sink(self) -> Sink:
+        """Where shards are put; picklable. What was put belongs to the output once it is named to `keep`."""
+        from components.data.files import Folder
+
+        return self.store or Folder(self.output)
+
+    def keep(self, stored: Sequence[Stored]) -> None:
+        """Makes objects that were put into the sink part of this output."""
+        if self.store is not None:
+            self.sealed += stored
+
+    def each(self, function: Callable[[A], B], items: Sequence[A]) -> Iterator[tuple[int, B]]:
+        """Independent work side by side, (index, result) as they end; `function` is a picklable one of a module."""
+        from infra import parallel
+
+        return parallel.each(function, items)
+
+    def map(self, function: Callable[[A], B], items: Sequence[A]) -> list[B]:
+        """The same in the order of the items (`components.interfaces.Map`)."""
+        from infra import parallel
+
+        return parallel.ordered(function, items)
 
     def has(self, stage: str) -> bool:
         """Whether this run has that stage (a null section has none)."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from components.interfaces import Files
     from flows.context import StageContext
 
 
@@ -24,7 +25,7 @@ def training_images(ctx: StageContext) -> tuple[np.ndarray, np.ndarray, np.ndarr
     """(images uint8 [n, C, S, S], labels [n], weights [n]) of the data set's train and target splits."""
     from components.data.shards import load_split
 
-    train, target = (load_split(ctx.input("dataset"), split) for split in ("train", "target"))
+    train, target = (load_split(ctx.files("dataset"), split) for split in ("train", "target"))
     weights = mixture_weights(ctx, len(train.images), len(target.images))
     images, labels = np.concatenate([train.images, target.images]), np.concatenate([train.labels, target.labels])
     return images, labels, weights
@@ -32,9 +33,18 @@ def training_images(ctx: StageContext) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 def training_tokens(ctx: StageContext) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(tokens [n, L], labels [n], weights [n]) of the same rows."""
-    folder = ctx.input("tokens")
-    parts = [split for split in ("train", "target") if (folder / f"{split}.tokens.npy").is_file()]
-    tokens = [np.load(folder / f"{split}.tokens.npy") for split in parts]
-    labels = [np.load(folder / f"{split}.labels.npy") for split in parts]
-    weights = mixture_weights(ctx, len(tokens[0]), len(tokens[1]) if len(tokens) > 1 else 0)
-    return np.concatenate(tokens), np.concatenate(labels), weights
+    train, target = (load_tokens(ctx.files("tokens"), split) for split in ("train", "target"))
+    weights = mixture_weights(ctx, len(train[0]), len(target[0]))
+    return np.concatenate([train[0], target[0]]), np.concatenate([train[1], target[1]]), weights
+
+
+def load_tokens(files: Files, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens [n, L], labels [n]) of a split in memory; of a split that is not there, none."""
+
+    def arrays(kind: str) -> list[np.ndarray]:
+        names = [name for name in files.names() if name.endswith(f".{kind}.npy")]
+        return [np.load(files.path(name)) for name in names if name.startswith(f"{split}/")] or [
+            np.load(files.path(names[0]))[:0]
+        ]
+
+    return np.concatenate(arrays("tokens")), np.concatenate(arrays("labels"))

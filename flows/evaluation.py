@@ -95,10 +95,10 @@ class Bench:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.networks = {name: network.to(self.device) for name, network in load_networks(ctx).items()}
         self.specs = [registry.resolve(Metric, value) for value in section["metrics"]]
-        split = load_split(ctx.input("dataset"), "held_out")
+        split = load_split(ctx.files("dataset"), "held_out")
         self.heldout = to_float(split.images).to(self.device)
         self.labels = torch.as_tensor(split.labels, device=self.device)
-        self.classes = len(describe(ctx.input("dataset"))["target_classes"])  # they come first
+        self.classes = len(describe(ctx.files("dataset"))["target_classes"])  # they come first
 
     def reconstruction(self, tokenizer: Tokenizer) -> tuple[dict[str, float], Tensor]:
         """Metrics of the held-out images through the tokenizer, and what came out, [n, C, H, W]."""
@@ -172,6 +172,7 @@ def measure_bundle(bundle: Path, run: Path) -> dict[str, float]:
 
     Raises ServingError for a model of pictures of another size or other classes."""
     from components import registry
+    from components.data.shards import describe
     from components.interfaces import Sampler
     from flows import serving
 
@@ -179,7 +180,7 @@ def measure_bundle(bundle: Path, run: Path) -> dict[str, float]:
     ctx = StageContext(run=run, stage="evaluation", recipe=recipe, output=run / "work", work=run / "work")
     bench, model = Bench(ctx), serving.load_folder(bundle)
     channels, size = bench.heldout.shape[1], bench.heldout.shape[-1]
-    about = json.loads((ctx.input("dataset") / "dataset.json").read_text())
+    about = describe(ctx.files("dataset"))
     if (model.image.channels, model.image.size) != (channels, size) or model.target_classes != about["target_classes"]:
         raise serving.ServingError(
             f"{bundle.name} cannot be measured on the data of run '{run.name}': its pictures are {model.image.size} pixels "

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +39,8 @@ def execute(
 ) -> None:
     """Brings one run up to date and shows how it went."""
     started = time.monotonic()
-    run = plan.prepare(settings, recipe, scale, overrides, name, data)
+    with _early(settings, recipe, scale, overrides, name) if not options.inline else nullcontext():
+        run = plan.prepare(settings, recipe, scale, overrides, name, data)
     stages = runs.stage_list(run)
     for asked in [*options.force, *options.keep, *([options.until] if options.until else [])]:
         if asked not in stages:
@@ -45,7 +48,7 @@ def execute(
     console.print(f"[bold]{run.name}[/]  {run}", soft_wrap=True)
     todo = [p for p in plan.plan(run, settings, options.force) if p.state != "cached"]
     wanted = stages[: stages.index(options.until) + 1] if options.until else stages
-    if not any(p.stage in wanted for p in todo) and plan.published(run, wanted):
+    if not any(p.stage in wanted for p in todo) and plan.published(run, settings, wanted):
         with Board() as board:
             for stage in wanted:
                 board.watch(stage, {"state": "cached", "metrics": runs.metrics(run, stage)})
@@ -56,6 +59,25 @@ def execute(
     else:
         _flow(settings, run, recipe, scale, overrides, options, wanted)
     _summary(settings, run, wanted, started)
+
+
+@contextmanager
+def _early(settings: Settings, recipe: str, scale: str | None, overrides: list[str], name: str) -> Iterator[None]:
+    """Where Ray runs already and the recipe is a new one, its worker starts while the recipe is resolved here."""
+    from infra import services
+
+    if recipes.is_resolved(settings.project, recipe, scale, overrides) or not services.addresses(settings).ray:
+        yield
+        return
+    from infra import compute
+
+    run = runs.run_name(recipe, scale, overrides, given=name or None)
+    compute.warm(run, settings)
+    try:
+        yield
+    except Exception:
+        compute.release(run, settings)
+        raise
 
 
 def _inline(settings: Settings, run: Path, wanted: list[str], options: Options) -> None:
@@ -82,7 +104,7 @@ def _flow(
     options: Options,
     wanted: list[str],
 ) -> None:
-    from infra import services
+    from infra import compute, services
 
     with services.lease(settings):
         with console.status("starting Prefect and Ray"):
@@ -91,6 +113,7 @@ def _flow(
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
         # errors are shown by the command line, in words; their traces are in Prefect
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+        compute.warm(run.name, settings)  # its imports and ours side by side
         from flows.pipeline import pipeline, watcher
         from flows.request import Request
 

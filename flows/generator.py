@@ -8,7 +8,7 @@ import math
 from prefect import flow
 
 from flows.context import StageContext
-from flows.data import training_tokens
+from flows.data import load_tokens, training_tokens
 from flows.pipeline import label, walk
 from flows.request import Request
 
@@ -25,7 +25,8 @@ def body(ctx: StageContext) -> dict[str, float]:
     from components.training.trainer import train
 
     section = ctx.section("generator")
-    about = json.loads((ctx.input("tokens") / "tokens.json").read_text())
+    files = ctx.files("tokens")
+    about = json.loads(files.path("tokens.json").read_text())
     grid = about["spec"]["grid"]
     spec = TokenSpec(**{**about["spec"], "grid": tuple(grid) if grid else None})
     chosen = {name: value for name, value in section.items() if name != "train"}
@@ -42,10 +43,10 @@ def body(ctx: StageContext) -> dict[str, float]:
     }
     device = next(generator.parameters()).device  # where the training left it
     for split in ("target", "held_out"):
-        path = ctx.input("tokens") / f"{split}.tokens.npy"
-        if path.is_file():
-            tokens = torch.from_numpy(np.load(path).astype(np.int64)).to(device)
-            labels = torch.from_numpy(np.load(ctx.input("tokens") / f"{split}.labels.npy")).to(device)
+        drawn, asked_for = load_tokens(files, split)
+        if len(drawn):
+            tokens = torch.from_numpy(drawn.astype(np.int64)).to(device)
+            labels = torch.from_numpy(asked_for).to(device)
             with torch.inference_mode():
                 parts = zip(tokens.split(512), labels.split(512), strict=True)
                 nats = [-generator.log_probs(part, asked).mean(1) for part, asked in parts]

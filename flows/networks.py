@@ -22,7 +22,7 @@ from flows.request import Request
 if TYPE_CHECKING:
     import numpy as np
 
-    from components.interfaces import FeatureExtractor, Monitor
+    from components.interfaces import FeatureExtractor, Files, Monitor
 
 
 def derived_seed(seed: int, name: str) -> int:
@@ -40,7 +40,7 @@ def body(ctx: StageContext) -> dict[str, float]:
     from components.training.config import Train
     from components.training.trainer import train
 
-    dataset = ctx.input("dataset")
+    dataset = ctx.files("dataset")
     image = image_format(dataset)
     images, labels, classes = training_images(dataset)
     heldout = load_split(dataset, "held_out")
@@ -67,7 +67,7 @@ def body(ctx: StageContext) -> dict[str, float]:
     return metrics
 
 
-def training_images(dataset: Path) -> tuple[np.ndarray, np.ndarray, int]:
+def training_images(dataset: Files | Path) -> tuple[np.ndarray, np.ndarray, int]:
     """Images [n, C, S, S] uint8, labels [n] and the number of classes, of the train and target splits.
 
     The classes are those of the target, which come first among the data set's; all of them where there is no target.

@@ -51,22 +51,33 @@ def with_data(recipe: dict[str, Any], data: str) -> dict[str, Any]:
         raise recipes.RecipeError(
             f"--data is for recipes whose source reads a folder; '{recipe['system']}' has the source '{source['type']}'"
         )
-    return recipe | {"dataset": recipe["dataset"] | {"source": source | {"path": str(Path(data).resolve())}}}
+    place = data if "://" in data else str(Path(data).resolve())
+    return recipe | {"dataset": recipe["dataset"] | {"source": source | {"path": place}}}
 
 
 def with_content(recipe: dict[str, Any], project: Path) -> dict[str, Any]:
-    """The recipe with what its source reads from outside: the full path and a digest of the names, sizes and times of the
+    """The recipe with what its sources read from outside: full paths, and a digest of the names, sizes and times of the
     files there, so that the stage runs again when the person's files have changed."""
-    source = recipe["dataset"]["source"]
-    if "path" not in source:
-        return recipe
-    folder = project / Path(source["path"]).expanduser()
-    if not folder.is_dir():
-        raise recipes.RecipeError(f"'{folder}' is not a folder; give the folder that holds your data with --data")
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    marks = [f"{p.relative_to(folder)} {(stat := p.stat()).st_size} {stat.st_mtime_ns}" for p in files]
-    digest = hashlib.sha256("\n".join(marks).encode()).hexdigest()[:16]
-    return recipe | {"dataset": recipe["dataset"] | {"source": source | {"path": str(folder)}, "content": digest}}
+    from components.data import locations
+
+    marks: list[str] = []
+
+    def visit(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        found = {key: visit(inner) for key, inner in value.items()}
+        path = found.get("path")
+        if "type" not in found or not isinstance(path, str):
+            return found
+        if not locations.is_url(path):
+            path = str(project / Path(path).expanduser())
+        marks.append(locations.fingerprint(path))
+        return found | {"path": path}
+
+    dataset = recipe["dataset"]
+    read = {name: visit(dataset[name]) for name in ("source", "target")}
+    digest = hashlib.sha256("\n".join(marks).encode()).hexdigest()[:16] if marks else None
+    return recipe | {"dataset": dataset | read | {"content": digest}}
 
 
 def plan(run: Path, settings: Settings, force: frozenset[str] = frozenset()) -> list[Planned]:
@@ -74,7 +85,7 @@ def plan(run: Path, settings: Settings, force: frozenset[str] = frozenset()) -> 
     planned: list[Planned] = []
     stale: set[str] = set()
     system = yamlio.load(run / "recipe.yaml")["system"]
-    with graph.open_graph(run) as opened:
+    with graph.open_graph(run, settings) as opened:
         for node in opened.stages:
             why = {"forced": "asked for"} if node.name in force else node.why()
             upstream = [name for name in node.upstream if name in stale]
@@ -92,8 +103,8 @@ def plan(run: Path, settings: Settings, force: frozenset[str] = frozenset()) -> 
     return planned
 
 
-def published(run: Path, stages: list[str]) -> bool:
+def published(run: Path, settings: Settings, stages: list[str]) -> bool:
     """Whether everything that follows the commits of these stages was done, too."""
-    with graph.open_graph(run) as opened:
+    with graph.open_graph(run, settings) as opened:
         done = all(publish.published(run, opened.node(name)) for name in stages)
     return done and (run / "report.html").is_file()

@@ -25,7 +25,7 @@ def body(ctx: StageContext) -> dict[str, float]:
     seed = derived_seed(ctx.seed, "posttraining")
     generator = artifact.load(ctx.input("generator"), Generator)
     tokenizer = artifact.load(ctx.input("tokenizer"), Tokenizer)
-    tokens = json.loads((ctx.input("tokens") / "tokens.json").read_text())
+    tokens = json.loads(ctx.files("tokens").path("tokens.json").read_text())
     asked = [tokens["classes"].index(name) for name in tokens["target_classes"]] or [generator.classes]
 
     torch.manual_seed(seed)

@@ -7,10 +7,15 @@ and is published by whoever walks the run next.
 from __future__ import annotations
 
 import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from components import yamlio
+from flows import outputs
 from flows.worker import step_metrics
 from infra import graph, lineage, records, services
 from infra.settings import Settings
@@ -23,20 +28,26 @@ _BATCH = 20  # step metrics that are sent together
 
 
 class Tracker:
-    """Sends what a running stage reports to its MLflow run while it runs."""
+    """Sends what a running stage reports to its MLflow run while it runs.
+
+    That run is found or made beside the body, which has begun meanwhile: the import of MLflow alone takes two seconds."""
 
     def __init__(self, run: Path, node: graph.StageNode, settings: Settings) -> None:
-        self.tracking, self.run_id = _child(run, node, settings, node.key())
+        self.made = _beside.submit(_child, run, node.name, settings, node.key())
         self.waiting: list[dict[str, float]] = []
 
     def log(self, event: dict[str, Any]) -> None:
         self.waiting += event.get("metrics", [])
-        if len(self.waiting) >= _BATCH:
+        if len(self.waiting) >= _BATCH and self.made.done():
             self.flush()
 
     def flush(self) -> None:
-        self.tracking.steps(self.run_id, self.waiting)
+        client, run_id = self.made.result()
+        client.steps(run_id, self.waiting)
         self.waiting = []
+
+
+_beside = ThreadPoolExecutor(1, "mlflow")
 
 
 _clients: dict[str, Tracking] = {}
@@ -52,11 +63,24 @@ def tracking(settings: Settings) -> Tracking:
     return _clients[name]
 
 
-def _child(run: Path, node: graph.StageNode, settings: Settings, key: str) -> tuple[Tracking, str]:
+def _child(run: Path, stage: str, settings: Settings, key: str) -> tuple[Tracking, str]:
+    """The MLflow run of a stage key; asked for once a process."""
+    recipe = run / "recipe.yaml"
+    return tracking(settings), _child_id(run, recipe.stat().st_mtime_ns, stage, settings.home, key)
+
+
+@lru_cache(maxsize=256)
+def _child_id(run: Path, _changed: int, stage: str, home: Path, key: str) -> str:
+    client = _clients[str(home)]
+    system, parent = _parent(run, _changed, home)
+    return client.child(system, parent, run.name, stage, key)
+
+
+@lru_cache(maxsize=16)
+def _parent(run: Path, _changed: int, home: Path) -> tuple[str, str]:
+    """System and MLflow run of a run folder, as its recipe is now."""
     recipe = yamlio.load(run / "recipe.yaml")
-    client = tracking(settings)
-    parent = client.parent(recipe["system"], run.name, recipe)
-    return client, client.child(recipe["system"], parent, run.name, node.name, key)
+    return recipe["system"], _clients[str(home)].parent(recipe["system"], run.name, recipe)
 
 
 def published(run: Path, node: graph.StageNode) -> bool:
@@ -68,14 +92,12 @@ def publish(run: Path, node: graph.StageNode, settings: Settings, outcome: Outco
     key = node.key()
     if lineage.event_path(run, node.name, key).is_file():
         return
-    client, run_id = _child(run, node, settings, key)
+    client, run_id = _child(run, node.name, settings, key)
     client.inputs(run_id, node.deps)
     if outcome.metrics:
         steps = step_metrics(run / "work" / node.name)  # the final values end the curves, they do not begin them
         client.metrics(run_id, outcome.metrics, step=steps[-1]["step"] if steps else 0)
-    output = run / "outputs" / node.name
-    client.folder(run_id, output / "figures", "figures")
-    client.folder(run_id, output / "tables", "tables")
+    _log_shown(client, run_id, run, node.name)
     facts: dict[str, Any] = {"mlflow_run": run_id, "flow_run": flow_run, "seconds": outcome.body_seconds}
     if node.name == "registration":
         facts["model_version"] = _register(run, node, settings, key, run_id)
@@ -97,6 +119,20 @@ def publish(run: Path, node: graph.StageNode, settings: Settings, outcome: Outco
     )
 
 
+def _log_shown(client: Tracking, run_id: str, run: Path, stage: str) -> None:
+    """The figures and tables of a stage. Those in the store have the names of their hashes; MLflow wants their own."""
+    local = run / "outputs" / stage
+    with TemporaryDirectory() as place:
+        if not local.is_dir():
+            local = Path(place)
+            for folder, found in (("figures", outputs.figures(run, stage)), ("tables", outputs.tables(run, stage))):
+                (local / folder).mkdir()
+                for name, path in found.items():
+                    shutil.copyfile(path, local / folder / f"{name}{'.png' if folder == 'figures' else '.json'}")
+        for folder in ("figures", "tables"):
+            client.folder(run_id, local / folder, folder)
+
+
 def _register(run: Path, node: graph.StageNode, settings: Settings, key: str, run_id: str) -> str:
     """The model version of the run's bundle, with what the ledger and the gates will ask for as tags."""
     from infra import registry
@@ -115,9 +151,8 @@ def _register(run: Path, node: graph.StageNode, settings: Settings, key: str, ru
 
 def finish(run: Path, settings: Settings) -> None:
     """Ends the MLflow run that stands for the run folder, with the report."""
-    recipe = yamlio.load(run / "recipe.yaml")
     client = tracking(settings)
-    parent = client.parent(recipe["system"], run.name, recipe)
+    _, parent = _parent(run, (run / "recipe.yaml").stat().st_mtime_ns, settings.home)
     evaluation = run / "metrics" / "evaluation.json"
     if evaluation.is_file():
         client.metrics(parent, json.loads(evaluation.read_text()))
@@ -131,7 +166,6 @@ def page(run: Path, settings: Settings) -> str | None:
     server = services.addresses(settings).mlflow
     if not server or not server.startswith("http"):
         return None
-    recipe = yamlio.load(run / "recipe.yaml")
     client = tracking(settings)
-    made = client.parent(recipe["system"], run.name, recipe)
-    return f"{server}/#/experiments/{client.experiment(recipe['system'])}/runs/{made}"
+    system, made = _parent(run, (run / "recipe.yaml").stat().st_mtime_ns, settings.home)
+    return f"{server}/#/experiments/{client.experiment(system)}/runs/{made}"

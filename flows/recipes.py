@@ -114,10 +114,7 @@ def _split(value: str) -> list[str]:
 def resolve(project: Path, name: str, scale: str | None, overrides: list[str]) -> dict[str, Any]:
     """The complete recipe of a run. Raises RecipeError."""
     path = _path(project, name)
-    content = hashlib.sha256(path.read_bytes()).hexdigest()
-    parts = [content, scale, overrides, code.source_hash(project), runs.template(project)]
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    kept = project / ".tessera" / "cache" / "resolved" / f"{key}.json"
+    kept = _kept(project, name, scale, overrides)
     if kept.is_file():
         try:
             return json.loads(kept.read_text())
@@ -132,6 +129,18 @@ def resolve(project: Path, name: str, scale: str | None, overrides: list[str]) -
     resolved = json.loads(json.dumps(resolved))
     write_bytes_atomic(kept, json.dumps(resolved).encode())  # in the order of the recipe, as it is now
     return resolved
+
+
+def is_resolved(project: Path, name: str, scale: str | None, overrides: list[str]) -> bool:
+    """Whether this very recipe was resolved before, so that its run may be up to date. Raises RecipeError."""
+    return _kept(project, name, scale, overrides).is_file()
+
+
+def _kept(project: Path, name: str, scale: str | None, overrides: list[str]) -> Path:
+    content = hashlib.sha256(_path(project, name).read_bytes()).hexdigest()
+    parts = [content, scale, overrides, code.source_hash(project), runs.template(project)]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return project / ".tessera" / "cache" / "resolved" / f"{key}.json"
 
 
 def _scaled(project: Path, path: Path, recipe: dict[str, Any], scale: str | None) -> dict[str, Any]:

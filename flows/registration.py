@@ -17,10 +17,11 @@ from flows.request import Request
 
 def body(ctx: StageContext) -> dict[str, float]:
     """Writes the bundle into `outputs/registration`. The generator is the post-trained one where there is one."""
+    from components.data import shards
     from components.interfaces import ImageFormat
     from infra.storage import write_bytes_atomic
 
-    about = json.loads((ctx.input("dataset") / "dataset.json").read_text())
+    about = shards.describe(ctx.files("dataset"))
     last = next((stage for stage in ("posttraining", "generator") if ctx.has(stage)), None)
     serving.save_bundle(
         ctx.output,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from components import yamlio
-from flows import gates, runs
+from flows import gates, outputs, runs
 from flows.promotion import Decision
 from flows.terminal import number
 from infra.storage import write_bytes_atomic, write_json_atomic
@@ -61,15 +61,15 @@ def render(run: Path, verdicts: list[dict[str, Any]], champion: dict[str, float]
     environment = Environment(loader=PackageLoader("flows", "templates"), autoescape=select_autoescape(default=True))
     environment.filters["number"] = number
     recipe = yamlio.load(run / "recipe.yaml")
-    stages = [name for name in runs.stage_list(run) if (run / "outputs" / name).exists()]
+    stages = [name for name in runs.stage_list(run) if outputs.present(run, name)]
     metrics = {name: runs.metrics(run, name) for name in stages}
     hero = [(caption, wide, picture) for stage, name, wide, caption in _HERO if (picture := _picture(run, stage, name))]
     shown = {(stage, name) for stage, name, _, _ in _HERO}
     more = [
-        (stage, path.stem, _uri(path))
+        (stage, name, _uri(path))
         for stage in stages
-        for path in sorted((run / "outputs" / stage / "figures").glob("*.png"))
-        if (stage, path.stem) not in shown
+        for name, path in outputs.figures(run, stage).items()
+        if (stage, name) not in shown
     ]
     return environment.get_template("report.html.j2").render(
         run=run.name,
@@ -82,7 +82,7 @@ def render(run: Path, verdicts: list[dict[str, Any]], champion: dict[str, float]
         evaluation=_against(metrics.get("evaluation", {}), champion),
         has_champion=champion is not None,
         charts=[chart for name in stages if (chart := loss_chart(run, name))],
-        tables=[(stage, path.stem, _table(path)) for stage in stages for path in _tables(run, stage)],
+        tables=[(stage, name, _table(path)) for stage in stages for name, path in outputs.tables(run, stage).items()],
         verdicts=verdicts,
         claims=[verdict.row() for verdict in gates.shown(recipe["claims"], runs.all_metrics(run))],
         decision=text,
@@ -105,16 +105,12 @@ def _against(evaluation: dict[str, float], champion: dict[str, float] | None) ->
 
 
 def _picture(run: Path, stage: str, name: str) -> str | None:
-    path = run / "outputs" / stage / "figures" / f"{name}.png"
-    return _uri(path) if path.is_file() else None
+    found = outputs.figures(run, stage)
+    return _uri(found[name]) if name in found else None
 
 
 def _uri(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def _tables(run: Path, stage: str) -> list[Path]:
-    return sorted((run / "outputs" / stage / "tables").glob("*.json"))
 
 
 def _table(path: Path) -> dict[str, Any]:

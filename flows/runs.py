@@ -17,8 +17,8 @@ from infra.storage import write_bytes_atomic
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 #: stages that a recipe has when it has another section
-_WITH = {"tokens": "generator"}
-_ALWAYS = ("dataset", "registration")
+_WITH = {"tokens": "generator", "registration": "tokenizer"}
+_ALWAYS = ("dataset",)
 
 
 class RunError(ValueError):
@@ -61,7 +61,8 @@ def run_name(
         return check_name(given)
     name = f"{recipe}-{scale or 'tiny'}"
     if data:
-        name += "-" + (re.sub(r"[^a-z0-9]+", "-", Path(data).resolve().name.lower()).strip("-")[:24] or "data")
+        last = data.rstrip("/").rpartition("/")[2] if "://" in data else Path(data).resolve().name
+        name += "-" + (re.sub(r"[^a-z0-9]+", "-", last.lower()).strip("-")[:24] or "data")
     if overrides:
         name += "-" + hashlib.sha256(json.dumps(sorted(overrides)).encode()).hexdigest()[:6]
     return check_name(name)

@@ -7,7 +7,7 @@ import inspect
 import warnings
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import PydanticJsonSchemaWarning
 
 from components import registry
@@ -37,16 +37,44 @@ class Image(_Section):
     channels: int = Field(ge=1, le=3)
 
 
+class NearDuplicates(_Section):
+    """MinHash over word shingles: pairs whose estimated Jaccard similarity reaches the threshold."""
+
+    threshold: float = Field(default=0.8, gt=0, le=1)
+    shingle: int = Field(default=5, ge=1, le=50, description="words")
+    permutations: int = Field(default=128, ge=16, le=1024)
+    drop: bool = Field(default=False, description="keep only the first of each group; otherwise report")
+
+
+#: the suite of expectations that belongs to a modality
+SUITES = {"image": "images", "text": "texts", "audio": "audio", "array": "arrays"}
+
+
 class Dataset(_Section):
     """Sources, and how they become a data set."""
 
     source: Spec[Source]
     target: Spec[Source] | None = None
-    image: Image
-    content: str | None = Field(default=None, description="filled in: digest of the files that the source reads")
+    image: Image | None = None
+    content: str | None = Field(default=None, description="filled in: digest of the files that the sources read")
     held_out: float = Field(default=0.1, gt=0, lt=1, description="share that training never sees")
-    expectations: str = Field(default="images", pattern=r"^[a-z0-9_-]+$", description="suite that the data must meet")
-    max_broken: float = Field(default=0.05, ge=0, le=1, description="share of broken samples that stops the run")
+    expectations: str = Field(
+        default="", pattern=r"^[a-z0-9_-]*$", description="suite that the data must meet; empty: that of the modality"
+    )
+    max_broken: float = Field(
+        default=0.05, ge=0, le=1, description="share of broken and quarantined samples that stops the run"
+    )
+    near_duplicates: NearDuplicates | None = Field(default=None, description="look for texts that are nearly the same")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Dataset:
+        modalities = self.source.build().modalities
+        if self.image is None and "image" in modalities:
+            raise ComponentError(
+                "the source yields pictures: say how networks see them, e.g. {size: 64, channels: 3}", ("image",)
+            )
+        self.expectations = self.expectations or SUITES[modalities[0]]
+        return self
 
 
 class Evaluation(_Section):
@@ -90,7 +118,7 @@ SECTIONS = (
     "system", "title", "seed", "dataset", "mixture", "networks", "tokenizer", "generator", "sampling", "posttraining",
     "evaluation", "gates", "claims", "code",
 )  # fmt: skip
-_REQUIRED = ("system", "dataset", "tokenizer")
+_REQUIRED = ("system", "dataset")
 
 
 def resolve_section(name: str, recipe: dict[str, Any]) -> Any:

@@ -25,6 +25,7 @@ import numpy as np
 from components import yamlio
 from components.registry import nearest
 from flows.inputs import ServingError, pictures
+from flows.outputs import files
 from infra.storage import write_bytes_atomic, write_json_atomic
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def load_folder(folder: Path, device: str = "cpu", name: str | None = None) -> M
             raise ServingError(f"{name}: format {about['format']} is newer than this version reads ({FORMAT}); upgrade")
         tokenizer, generators = folder / "tokenizer", [folder / "generator"]
     elif (outputs / "tokenizer" / "config.json").is_file():
-        about = json.loads((outputs / "dataset" / "dataset.json").read_text())
+        about = json.loads(files(folder, "dataset").path("dataset.json").read_text())
         recipe = yamlio.load(folder / "recipe.yaml")
         tokenizer, generators = outputs / "tokenizer", [outputs / "posttraining", outputs / "generator"]
     elif (folder / "config.json").is_file():

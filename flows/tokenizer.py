@@ -26,7 +26,7 @@ def body(ctx: StageContext) -> dict[str, float]:
 
     section = ctx.section("tokenizer")
     chosen = {name: value for name, value in section.items() if name not in ("train", "transforms")}
-    image = shards.image_format(ctx.input("dataset"))
+    image = shards.image_format(ctx.files("dataset"))
     torch.manual_seed(ctx.seed)
     tokenizer = registry.build(Tokenizer, chosen, image)
     config = Train(**section["train"])
@@ -34,7 +34,7 @@ def body(ctx: StageContext) -> dict[str, float]:
     batches = ImageBatches(*training_images(ctx), config.batch_size, ctx.seed, transforms)
     last = train(tokenizer, batches, config, checkpoints=ctx.checkpoints, monitor=ctx, seed=ctx.seed)
     artifact.save(ctx.output, Tokenizer, chosen, (image,), tokenizer)
-    held_out = to_float(shards.load_split(ctx.input("dataset"), "held_out").images[:2000])
+    held_out = to_float(shards.load_split(ctx.files("dataset"), "held_out").images[:2000])
     device = distributed.device()
     tokens = torch.cat([tokenizer.encode(part.to(device)) for part in held_out.split(256)])
     drawn = torch.cat([tokenizer.decode(part).cpu() for part in tokens.split(256)])

@@ -196,5 +196,5 @@ def _body_seconds(work: Path) -> float | None:
 @contextmanager
 def opened(run: Path, settings: Settings, how: compute.Compute, **options: Any) -> Iterator[Walk]:
     """A walk over an existing run folder."""
-    with graphs.open_graph(run) as opened_graph:
+    with graphs.open_graph(run, settings) as opened_graph:
         yield Walk(run, settings, how, opened_graph, **options)

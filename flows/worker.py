@@ -17,6 +17,8 @@ from typing import Any
 
 from components import yamlio
 from flows.context import StageContext
+from infra import datasets
+from infra.settings import Settings
 from infra.storage import write_bytes_atomic, write_json_atomic
 
 #: step metrics that differ from one execution to the next; they are of no use in a versioned plot
@@ -29,21 +31,48 @@ def context(run: Path, stage: str) -> StageContext:
     output = work / "output"
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
-    return StageContext(run=run, stage=stage, recipe=yamlio.load(run / "recipe.yaml"), output=output, work=work)
+    recipe = yamlio.load(run / "recipe.yaml")
+    return StageContext(run, stage, recipe, output, work, store=datasets.store(Settings()))
 
 
-def run_stage(run: str, stage: str) -> dict[str, float]:
-    """Runs one body and puts its outputs, metrics and plots in place; returns the metrics."""
+def run_stage(run: str, stage: str, whole: bool = False) -> dict[str, float]:
+    """Runs one body and puts its outputs, metrics and plots in place; returns the metrics. A large output that went
+    straight into the store stays there, unless `whole` asks for all of it here (as `dvc repro` does)."""
     folder = Path(run)
     ctx = context(folder, stage)
     body = importlib.import_module(f"flows.{stage}").body
     metrics = {name: float(value) for name, value in sorted(body(ctx).items())}
-    place(ctx.output, folder / "outputs" / stage)
+    _place(ctx, whole)
     write_json_atomic(folder / "metrics" / f"{stage}.json", metrics)
     rows = step_metrics(ctx.work)
     if any("loss" in row for row in rows):
         write_bytes_atomic(folder / "plots" / f"{stage}.csv", as_csv(rows))
     return metrics
+
+
+def _place(ctx: StageContext, whole: bool) -> None:
+    """The finished output where it belongs: into the run's folder, or sealed in the store and named by `sealed.json`."""
+    target, note = ctx.run / "outputs" / ctx.stage, ctx.work / datasets.SEALED
+    if not ctx.sealed:
+        place(ctx.output, target)
+        note.unlink(missing_ok=True)
+        return
+    settings = Settings()
+    store = datasets.store(settings)
+    own = [path for path in sorted(ctx.output.rglob("*")) if path.is_file()]
+    put = [store.put_file(path.relative_to(ctx.output).as_posix(), path) for path in own]
+    sealed = datasets.seal(store, [*ctx.sealed, *put])
+    if whole or sealed.size <= settings.local_data_mb << 20:
+        for shard in ctx.sealed:
+            path = ctx.output / shard.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(store.fetch(shard.digest), path)
+        place(ctx.output, target)
+        note.unlink(missing_ok=True)
+    else:
+        write_json_atomic(note, {"md5": sealed.md5, "nfiles": sealed.nfiles, "size": sealed.size})
+        for folder in (target, ctx.output):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def place(fresh: Path, target: Path) -> None:

@@ -6,13 +6,15 @@ outputs from the cache again). Registered model versions have copies of their ow
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from infra import compute, lineage, registry, supervisor
+from infra import compute, datasets, lineage, registry, supervisor
+from infra.objects import place
 from infra.settings import Settings
 
 
@@ -35,14 +37,14 @@ def remove(settings: Settings, runs: list[Path]) -> int:
         raise CleanupError(
             "another command of this project is at work and may need the data; try again when it has ended"
         )
-    doomed = set(_referred(settings, runs))
+    doomed = set(referred(settings, runs))
     for run in runs:
         gone = settings.home / "removed" / f"{run.name}-{time.time_ns()}"
         gone.parent.mkdir(exist_ok=True)
         run.rename(gone)  # at once or not at all
         shutil.rmtree(gone)
     others = [path for path in settings.runs.iterdir() if path.is_dir()] if settings.runs.is_dir() else []
-    return sum(_delete(settings, digest) for digest in doomed - set(_referred(settings, others)))
+    return sum(_delete(settings, digest) for digest in doomed - set(referred(settings, others)))
 
 
 def _promoted(settings: Settings, run: str) -> Iterator[tuple[str, str, str]]:
@@ -53,17 +55,21 @@ def _promoted(settings: Settings, run: str) -> Iterator[tuple[str, str, str]]:
                 yield model, version, alias
 
 
-def _referred(settings: Settings, runs: Iterable[Path]) -> Iterator[str]:
+def referred(settings: Settings, runs: Iterable[Path]) -> Iterator[str]:
     """Every object that these runs name: outputs, inputs, and the files of those that are folders."""
+    store = datasets.store(settings)
+    known: set[str] = set()
     for run in runs:
         for digest in lineage.digests(run):
             yield digest
-            if digest.endswith(".dir"):
-                for store in _stores(settings):
-                    path = store / digest[:2] / digest[2:]
-                    if path.is_file():
-                        yield from (entry["md5"] for entry in json.loads(path.read_text()))
-                        break
+            if digest.endswith(".dir") and digest not in known:
+                known.add(digest)
+                path = settings.home / "cache" / place(digest)
+                if path.is_file():
+                    yield from (entry["md5"] for entry in json.loads(path.read_text()))
+                else:
+                    with contextlib.suppress(datasets.StoreError):  # nowhere: then its files are nobody's
+                        yield from datasets.tree(store, digest).values()
 
 
 def _stores(settings: Settings) -> list[Path]:

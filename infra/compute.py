@@ -160,7 +160,8 @@ def disconnect() -> None:
 
 def warm(run: str, settings: Settings, compute: Compute | None = None) -> None:
     """Creates the run's worker without waiting for it, so that its imports overlap with whatever comes next."""
-    _handles[run] = _worker(run, settings, compute or Compute())
+    if run not in _handles:
+        _handles[run] = _worker(run, settings, compute or Compute())
 
 
 def _worker(run: str, settings: Settings, compute: Compute, imports: Sequence[str] = _WARM) -> Any:

@@ -6,6 +6,9 @@
                 ...                            # make the outputs
                 node.commit()
 
+An output that its body wrote straight into the store (`infra.datasets`) need not be in the folder: `work/<stage>/sealed.json`
+names it, and it counts as present while the store has it.
+
 The commit hashes outputs into the shared cache, then replaces `dvc.lock` atomically (DVC's own writer truncates the file
 first, and a torn lock stops every later command). The graph of a run is small and separate from every other run's, so
 that walking and committing cost the same however many runs a project has.
@@ -17,16 +20,18 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from configparser import ConfigParser
 from configparser import Error as ConfigError
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from infra import run_cache
+from infra import datasets, run_cache
 from infra.settings import Settings, environment
 from infra.storage import write_bytes_atomic, yaml_bytes
 
@@ -127,6 +132,9 @@ class StageNode:
         found = {}
         for dep in self._stage.deps:
             if not isinstance(dep, ParamsDependency):
+                if sealed := self._graph.sealed(dep):
+                    found[dep.def_path] = sealed.md5
+                    continue
                 if not dep.exists:
                     raise GraphError(f"{self._graph.run.name}: {dep.def_path}, an input of {self.name}, is not there")
                 found[dep.def_path] = dep.get_hash().value
@@ -145,9 +153,23 @@ class StageNode:
         if self._stage.changed_stage():
             reasons["command"] = "changed"
         for item in [*self._stage.deps, *self._stage.outs]:
+            if sealed := self._graph.sealed(item):
+                reasons |= self._stored(item, sealed)
+                continue
             for path, state in item.status().items():
                 reasons |= self._explain(item, path, state)
         return reasons
+
+    def _stored(self, item: Any, sealed: datasets.Sealed) -> dict[str, str]:
+        """What is wrong with an output or input that is in the store."""
+        if item not in self._stage.outs:
+            same = item.hash_info and item.hash_info.value == sealed.md5
+            return {} if same else {f"input {item.def_path}": "modified"}
+        if not item.hash_info or item.hash_info.value != sealed.md5:
+            return {f"output {item.def_path}": "not committed"}
+        if not datasets.whole(self._graph.store, sealed.md5):
+            return {f"output {item.def_path}": "missing from the store"}
+        return {}
 
     def _explain(self, item: Any, path: str, state: Any) -> dict[str, str]:
         if not isinstance(state, dict):
@@ -173,7 +195,7 @@ class StageNode:
         restored = False
         # a cache that lost an object: the stage runs instead
         with contextlib.suppress(DvcException, FileNotFoundError), self._graph.locked_repo():
-            restored = run_cache.restore(self._graph.repo, self._stage)
+            restored = run_cache.restore(self._graph.repo, self._stage, self._save_deps, self._fetch)
         if (
             not restored
         ):  # what was looked up counts as committed otherwise, and a failed body's retry would find no change
@@ -186,19 +208,42 @@ class StageNode:
         from dvc.stage.serialize import to_lockfile
 
         for out in self._stage.outs:
-            if not out.exists:
+            if not out.exists and not self._graph.sealed(out):
                 raise GraphError(f"{self._graph.run.name}: the stage {self.name} left no {out.def_path}")
         with self._graph.locked_repo():
-            self._stage.save(run_cache=False)
-            self._stage.commit()
+            self._save_deps()
+            for out in self._stage.outs:
+                if sealed := self._graph.sealed(out):
+                    self._graph.take(out, sealed)
+                else:
+                    out.save()
+            self._stage.md5 = self._stage.compute_md5()
+            self._stage.commit(allow_missing=True)  # what is in the store only
             run_cache.remember(self._graph.repo, self._stage)
             self._graph.write_lock(to_lockfile(self._stage))
+
+    def _save_deps(self) -> None:
+        """The content hashes of the inputs as they are now."""
+        for dep in self._stage.deps:
+            if sealed := self._graph.sealed(dep):
+                self._graph.take(dep, sealed)
+            else:
+                dep.save()
+
+    def _fetch(self, out: Any) -> bool:
+        """Takes an output from the store that the cache has not: a small one into the run's folder, of a large one the
+        name. False if the store has not all of it."""
+        tree = out.hash_info
+        if not (tree and tree.isdir and datasets.whole(self._graph.store, tree.value)):
+            return False
+        self._graph.keep(self.name, out, tree.value)
+        return True
 
 
 class RunGraph:
     """The stages of one run in topological order."""
 
-    def __init__(self, run: Path, repo: Any) -> None:
+    def __init__(self, run: Path, repo: Any, settings: Settings) -> None:
         self.run, self.repo = run, repo
         loaded = repo.stage.load_all(str(run / "dvc.yaml"))
         nodes = {stage.name: StageNode(self, stage) for stage in loaded}
@@ -209,6 +254,53 @@ class RunGraph:
         self.stages = _topological(nodes)
         self._nodes = nodes
         self._lock: dict[str, Any] | None = None
+        self._producer = producer
+        self.settings = settings
+
+    @cached_property
+    def store(self) -> datasets.Store:
+        return datasets.of_run(self.run, self.settings)
+
+    def sealed(self, item: Any) -> datasets.Sealed | None:
+        """What names an output or input that is in the store and not in the run's folder."""
+        stage = self._producer.get(getattr(item, "fs_path", None))
+        if stage is None or item.def_path != f"outputs/{stage}" or os.path.exists(item.fs_path):
+            return None
+        return datasets.sealed(self.run, stage)
+
+    def take(self, item: Any, sealed: datasets.Sealed) -> None:
+        """Gives an output or input the hash of what is in the store, and DVC's cache the tree object."""
+        from dvc_data.hashfile.hash_info import HashInfo
+        from dvc_data.hashfile.meta import Meta
+
+        item.hash_name = "md5"
+        item.hash_info = HashInfo("md5", sealed.md5)
+        item.meta = Meta(isdir=True, size=sealed.size, nfiles=sealed.nfiles)
+        cache = self.repo.cache.local
+        if not cache.exists(sealed.md5):
+            cache.add_bytes(sealed.md5, datasets.tree_bytes(datasets.tree(self.store, sealed.md5)))
+            cache.protect(cache.oid_to_path(sealed.md5))
+
+    def keep(self, stage: str, out: Any, tree: str) -> None:
+        """Makes a tree of the store the output of a stage: a small one as a folder of the run, of a large one its name."""
+        entries = datasets.tree(self.store, tree)
+        size = out.meta.size if out.meta and out.meta.size else 0
+        folder = Path(out.fs_path)
+        shutil.rmtree(folder, ignore_errors=True)
+        if size > self.settings.local_data_mb << 20:
+            write_bytes_atomic(
+                self.run / "work" / stage / datasets.SEALED,
+                datasets.note(datasets.Sealed(tree, len(entries), size)),
+            )
+            return
+        fresh = self.run / "work" / stage / "fetched"
+        shutil.rmtree(fresh, ignore_errors=True)
+        for name, digest in entries.items():
+            target = fresh / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.store.fetch(digest), target)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(fresh, folder)
 
     def node(self, name: str) -> StageNode:
         return self._nodes[name]
@@ -289,8 +381,8 @@ class RunGraph:
 
 
 @contextmanager
-def open_graph(run: Path) -> Iterator[RunGraph]:
-    """The graph of a run folder made by `create`."""
+def open_graph(run: Path, settings: Settings | None = None) -> Iterator[RunGraph]:
+    """The graph of a run folder made by `create`. Without settings, those of the environment for the run's project."""
     if not (run / "dvc.yaml").is_file():
         raise GraphError(f"{run} is not a run: it has no dvc.yaml")
     from dvc.repo import Repo
@@ -298,7 +390,7 @@ def open_graph(run: Path) -> Iterator[RunGraph]:
     (run / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
     lock_torn(run)
     with Repo(str(run), _wait_for_lock=True) as repo:
-        yield RunGraph(run, repo)
+        yield RunGraph(run, repo, settings or Settings(project=run.parent.parent))
 
 
 def lock_torn(run: Path) -> bool:

@@ -11,22 +11,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from infra.storage import write_bytes_atomic, yaml_bytes
 
 
-def restore(repo: Any, stage: Any) -> bool:
-    """Puts the newest outputs in place that are complete in the cache; False if there are none.
+def restore(repo: Any, stage: Any, save_deps: Callable[[], None], fetch: Callable[[Any], bool]) -> bool:
+    """Puts the newest outputs in place that are complete; False if there are none. `save_deps` hashes the inputs, `fetch`
+    takes an output from the store that the cache has not.
 
     What lies there and was altered gives way, as it would to the body."""
-    stage.save_deps()
+    save_deps()
     for entry in _entries(repo, stage):
         made = repo.stage_cache._create_stage(entry, wdir=stage.wdir)
-        if made.outs_cached():
-            made.checkout(force=True)
-            return all(out.exists for out in stage.outs)
+        absent = [out for out in made.outs if out.changed_cache()]
+        if all(fetch(out) for out in absent):
+            for out in made.outs:
+                if out not in absent:
+                    out.checkout(force=True)
+            return True
     return False
 
 
@@ -61,10 +66,15 @@ def _entries(repo: Any, stage: Any) -> list[dict[str, Any]]:
 
 
 def _address(stage: Any) -> str | None:
-    """Where DVC keeps the entries of a stage; None for one that it cannot cache (no input, or an output elsewhere)."""
-    from dvc.stage.cache import _can_hash, _get_stage_hash
+    """Where DVC keeps the entries of a stage; None for one that it cannot cache (no input, or one without a hash).
 
-    return _get_stage_hash(stage) if _can_hash(stage) else None
+    The inputs' hashes are those that were just saved: DVC's own function would take them again, and cannot where an input
+    is in the store only."""
+    from dvc.stage.cache import _get_cache_hash
+
+    if not (stage.cmd and stage.deps and stage.outs) or not all(dep.hash_info for dep in stage.deps):
+        return None
+    return _get_cache_hash(_as_entry(stage), key=True)
 
 
 def _as_entry(stage: Any) -> dict[str, Any]:

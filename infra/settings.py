@@ -28,6 +28,12 @@ class Settings(BaseSettings):
     ray_address: str = Field(
         default="", description="an existing Ray head, host:port; empty: one is started when needed"
     )
+    local_data_mb: int = Field(
+        default=512, ge=0, description="a data set at most this large is also put into its run's folder; 0: never"
+    )
+    shard_cache_mb: int = Field(
+        default=20_000, ge=1, description="what is kept here of data that are only in the remote"
+    )
     idle_minutes: float = Field(default=10.0, ge=0, description="services started by `run` end after this long unused")
     pending_seconds: float = Field(default=120.0, gt=0, description="how long work may wait for a free worker")
     prefect_port: int = Field(default=4200, ge=1, le=65535)

@@ -114,13 +114,19 @@ class FolderStore:
         return path
 
 
+def parts_of(url: str) -> tuple[str, str]:
+    """Bucket and prefix of an s3:// URL."""
+    bucket, _, prefix = url.removeprefix("s3://").strip("/").partition("/")
+    return bucket, prefix
+
+
 class S3Store:
     """Objects in a bucket; create-only through a conditional put."""
 
     def __init__(self, url: str) -> None:
         import boto3
 
-        self.bucket, _, self.prefix = url.removeprefix("s3://").partition("/")
+        self.bucket, self.prefix = parts_of(url)
         self.client = boto3.client("s3")
 
     def put_if_absent(self, name: str, data: bytes) -> bool:

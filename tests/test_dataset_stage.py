@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from components.data.shards import DataError, load_split
-from components.interfaces import Sample, Source
+from components.interfaces import Part, Sample, Source
 from flows.context import StageContext, StageFailed
 from flows.data import training_images
 from flows.dataset import body
@@ -39,6 +39,7 @@ def context(tmp_path: Path, source: dict, **changes) -> StageContext:
         "held_out": 0.3,
         "expectations": "images",
         "max_broken": 0.05,
+        "near_duplicates": None,
         **changes,
     }
     output, work = tmp_path / "run" / "outputs" / "dataset", tmp_path / "work"
@@ -70,7 +71,7 @@ def test_what_it_writes(tmp_path, pictures):
     split = load_split(ctx.output, "held_out")
     assert split.images.shape == (metrics["rows.held_out"], 3, 16, 16)
     assert Image.open(io.BytesIO((ctx.output / "figures" / "examples.png").read_bytes())).size[0] > 200
-    assert table(ctx, "broken") == [{"key": "notes.txt", "reason": "not a picture"}]
+    assert table(ctx, "broken") == [{"key": "notes.txt", "source": "source", "reason": "not a picture"}]
     assert sum(row["train"] + row["held_out"] for row in table(ctx, "classes")) == 40
     assert all(row["passed"] for row in json.loads((ctx.output / "validation.json").read_text()))
     images, labels, weights = training_images(ctx)
@@ -107,7 +108,7 @@ class Careless(Source):
 
     def __init__(self) -> None: ...
 
-    def samples(self):
+    def read(self, part: Part):
         for number in range(30):
             buffer = io.BytesIO()
             Image.fromarray(np.full((9, 9), number * 8, np.uint8)).save(buffer, "PNG")

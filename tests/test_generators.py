@@ -160,8 +160,10 @@ class TestStage:
         sentences = np.array([[0, 1, 2, 3, 4], [6, 5, 4, 3, 2], [1, 1, 1, 1, 1]])
         for split, rows in (("train", 90), ("held_out", 30)):
             labels = np.arange(rows) % 3
-            np.save(run / "outputs" / "tokens" / f"{split}.tokens.npy", sentences[labels].astype(np.uint8))
-            np.save(run / "outputs" / "tokens" / f"{split}.labels.npy", labels)
+            folder = run / "outputs" / "tokens" / split
+            folder.mkdir()
+            np.save(folder / "part-00000-000.tokens.npy", sentences[labels].astype(np.uint8))
+            np.save(folder / "part-00000-000.labels.npy", labels)
         section = registry.resolve(Generator, CONFIGS["next_token"]).dump() | {"train": self.TRAIN}
         recipe = {"seed": 0, "mixture": None, "generator": section}
         return output, generator.body(StageContext(run, "generator", recipe, output, work))

@@ -231,7 +231,7 @@ import os, signal, sys
 from pathlib import Path
 from infra import graph
 import infra.graph
-def dies(*_): os.kill(os.getpid(), signal.SIGKILL)
+def dies(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
 where = sys.argv[2]
 run = Path(sys.argv[1])
 with graph.open_graph(run) as opened:

@@ -1,4 +1,5 @@
-"""Training data by position: the batch of a step is a pure function of (seed, step), so resuming needs only the step."""
+"""Training data in memory, by position: the batch of a step is a pure function of (seed, step), so resuming needs only
+the step. What does not fit the memory is read by `components.data.stream`."""
 
 from __future__ import annotations
 
@@ -13,7 +14,11 @@ from components.interfaces import Transform
 
 def to_float(images: np.ndarray | Tensor) -> Tensor:
     """uint8 [..., C, H, W] -> float32 in [-1, 1]."""
-    return torch.as_tensor(images).float().div_(127.5).sub_(1.0)
+    if isinstance(images, Tensor):
+        return images.float().div_(127.5).sub_(1.0)
+    # NumPy asks the system for huge pages: of a large batch, most of the time would go into getting small ones.
+    floats = torch.from_numpy(np.empty(images.shape, np.float32))
+    return floats.copy_(torch.from_numpy(images)).div_(127.5).sub_(1.0)
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -21,7 +26,15 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return images.detach().float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 
-class _Draws:
+def transformed(images: Tensor, transforms: Sequence[Transform], seed: int, step: int) -> Tensor:
+    """The images of a step [B, C, H, W] after the section's transforms, whose randomness is a function of (seed, step)."""
+    rng = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+    for transform in transforms:
+        images = transform(images, rng)
+    return images
+
+
+class Draws:
     """Rows drawn with replacement, in proportion to their weights; the same rows for the same seed and step."""
 
     def __init__(self, rows: int, weights: np.ndarray | None, batch_size: int, seed: int) -> None:
@@ -54,14 +67,11 @@ class ImageBatches:
         transforms: Sequence[Transform] = (),
     ) -> None:
         self.images, self.labels, self.transforms, self.seed = images, labels, transforms, seed
-        self.draws = _Draws(len(images), weights, batch_size, seed)
+        self.draws = Draws(len(images), weights, batch_size, seed)
 
     def batch(self, step: int) -> dict[str, Tensor]:
         rows = self.draws.rows(step)
-        images = to_float(self.images[rows])
-        rng = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**63)
-        for transform in self.transforms:
-            images = transform(images, rng)
+        images = transformed(to_float(self.images[rows]), self.transforms, self.seed, step)
         return {"images": images, "labels": torch.from_numpy(self.labels[rows])}
 
 
@@ -72,7 +82,7 @@ class TokenBatches:
         self, tokens: np.ndarray, labels: np.ndarray, weights: np.ndarray | None, batch_size: int, seed: int
     ) -> None:
         self.tokens, self.labels = tokens, labels
-        self.draws = _Draws(len(tokens), weights, batch_size, seed)
+        self.draws = Draws(len(tokens), weights, batch_size, seed)
 
     def batch(self, step: int) -> dict[str, Tensor]:
         rows = self.draws.rows(step)

@@ -6,8 +6,10 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from components.interfaces import Files
+if TYPE_CHECKING:
+    from components.interfaces import Files
 
 
 @dataclass(frozen=True)

@@ -1,48 +1,45 @@
-"""The data set on disk: immutable Parquet shards of encoded samples, the same bytes for the same input.
+"""The format of a data set, and reading it: immutable Parquet shards of encoded samples, an index, `dataset.json`.
 
-Splits are decided by a hash of content, so that duplicates never cross: each of `train`, `target`, `held_out` is a folder
-of shards that `datasets.load_dataset("parquet")` reads with its Image feature. `dataset.json` says what there is.
+Each of `train`, `target`, `held_out` is a folder of shards that `datasets.load_dataset("parquet")` reads with its Image and
+Audio features; `index/` has one row a sample, without its bytes, with what was measured of it. `components.data.writing`
+makes a data set, here it is read, from a folder or from a store (`Files`). docs/decisions/0006 has the layout.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from components.data.facts import FACTS
+from components.data.files import files_of
 from components.data.images import decode
-from components.interfaces import Broken, ImageFormat, Sample
+from components.interfaces import MODALITIES, Files, ImageFormat, Modality, Sample
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SPLITS = ("train", "target", "held_out")
-ROWS_PER_SHARD = 10_000
-BYTES_PER_SHARD = 256 << 20  # of encoded pictures, so that large photographs do not fill the memory
-_FEATURES = {
-    "image": {"_type": "Image"},
-    **{name: {"dtype": "string", "_type": "Value"} for name in ("label", "caption", "hash", "source", "key")},
-}
+FORMAT = 2  # of dataset.json
+_ENCODED = ("image", "audio")  # columns that are struct<bytes, path>
+_TEXTS = ("label", "caption", "hash", "source", "key")
+_INDEX = {
+    "key": "string", "label": "string", "caption_length": "int64", "hash": "string", "source": "string",
+    "split": "string", "shard": "string", "row": "int64", "bytes": "int64",
+}  # fmt: skip
 
 
 class DataError(ValueError):
     """Data that cannot be used; the message says what, where and what to do."""
 
     user_error = True
-
-
-@dataclass
-class Written:
-    """What `write` found."""
-
-    rows: dict[str, int]
-    broken: list[dict[str, str]]
-    duplicates: int
-    classes: list[str]
 
 
 @dataclass(frozen=True)
@@ -55,35 +52,33 @@ class Split:
     keys: list[str]
 
 
-@dataclass
-class _Rows:
-    folder: Path
-    shards: int = 0
-    total: int = 0
-    size: int = 0  # bytes of the waiting pictures
-    waiting: list[dict[str, Any]] = field(default_factory=list)
+@dataclass(frozen=True)
+class Texts:
+    """One split of a data set of texts; `labels` as in `Split`."""
 
-    def add(self, row: dict[str, Any]) -> None:
-        self.waiting.append(row)
-        self.total += 1
-        self.size += len(row["image"]["bytes"])
-        if len(self.waiting) >= ROWS_PER_SHARD or self.size >= BYTES_PER_SHARD:
-            self.flush()
+    texts: list[str]
+    labels: np.ndarray  # int64 [n]
+    hashes: list[str]
+    keys: list[str]
 
-    def flush(self) -> None:
-        if not self.waiting:
-            return
-        import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        names = [("image", image), *((name, pa.string()) for name in _FEATURES if name != "image")]
-        schema = pa.schema(names, metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})})
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"shard-{self.shards:05d}.parquet"
-        pq.write_table(pa.Table.from_pylist(self.waiting, schema=schema), path, compression="zstd")
-        self.shards += 1
-        self.waiting, self.size = [], 0
+def content(sample: Sample) -> dict[Modality, bytes]:
+    """The bytes of each modality that a sample has."""
+    found: dict[Modality, bytes] = {}
+    for modality in MODALITIES:
+        value = getattr(sample, modality)
+        if value is not None:
+            found[modality] = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+    return found
+
+
+def content_hash(sample: Sample) -> str:
+    """SHA-256 of a sample's content: of its bytes where it has one modality, else of the hashes of each by name."""
+    values = content(sample)
+    if len(values) == 1:
+        return hashlib.sha256(next(iter(values.values()))).hexdigest()
+    digests = [f"{name}:{hashlib.sha256(data).hexdigest()}" for name, data in values.items()]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def fraction(digest: str) -> float:
@@ -91,119 +86,125 @@ def fraction(digest: str) -> float:
     return int(digest[:13], 16) / 16**13
 
 
-def write(
-    folder: Path,
-    source: Iterable[Sample | Broken],
-    target: Iterable[Sample | Broken] | None,
-    image: ImageFormat,
-    held_out: float,
-    max_broken: float,
-) -> Written:
-    """Writes the shards and `dataset.json` into an empty folder.
+def schema(modalities: Sequence[Modality]) -> pa.Schema:
+    """The columns of a shard, with the features under which the `datasets` library reads them."""
+    import pyarrow as pa
 
-    `held_out` is the share that goes to the split of that name: of the target where there is one, else of the source.
-    Of exact duplicates the first is kept and the others are counted; the target is read first, so what is in it never is
-    in `train` as well. Raises DataError when more than the share `max_broken` is broken, or a split is empty."""
-    rows = {name: _Rows(folder / name) for name in SPLITS}
-    broken: list[dict[str, str]] = []
-    seen: set[str] = set()
-    labels: dict[str, Counter[str]] = {name: Counter() for name in SPLITS}
-    duplicates = 0
-    for origin, samples in (("target", target or ()), ("source", source)):
-        for sample in samples:
-            if isinstance(sample, Broken):
-                broken.append({"key": sample.key, "reason": sample.reason})
-                continue
-            digest = hashlib.sha256(sample.image).hexdigest()
-            if digest in seen:
-                duplicates += 1
-                continue
-            seen.add(digest)
-            split = "train" if origin == "source" else "target"
-            if (origin == "target" or target is None) and fraction(digest) < held_out:
-                split = "held_out"
-            if sample.label is not None:
-                labels[split][sample.label] += 1
-            rows[split].add(
-                {
-                    "image": {"bytes": sample.image, "path": sample.key},
-                    "label": sample.label,
-                    "caption": sample.caption,
-                    "hash": digest,
-                    "source": origin,
-                    "key": sample.key,
-                }
-            )
-    for part in rows.values():
-        part.flush()
-    counts = {name: part.total for name, part in rows.items() if part.total}
-    total = sum(counts.values())
-    read = total + duplicates + len(broken)
-    if len(broken) > max_broken * read:
-        named = "; ".join(f"{b['key']}: {b['reason']}" for b in broken[:5]) + ("; ..." if len(broken) > 5 else "")
-        raise DataError(
-            f"{len(broken)} of {read} samples are broken, more than dataset.max_broken = {max_broken:g} allows "
-            f"({named}); mend or remove them, or raise dataset.max_broken"
-        )
-    for name in ("train", "held_out") if target is None else SPLITS:
-        if name not in counts:
-            raise DataError(
-                f"the split '{name}' is empty: {total} different samples were read, of which dataset.held_out = {held_out:g} "
-                "are held out, chosen by a hash of their content; give more samples, or change dataset.held_out"
-            )
-    first = set(labels["target"]) | (set() if target is None else set(labels["held_out"]))
-    classes = sorted(first) + sorted((set(labels["train"]) | set(labels["held_out"])) - first)
-    summary = {
-        "image": {"size": image.size, "channels": image.channels},
-        "classes": classes,
-        "target_classes": sorted(first) if target is not None else classes,
-        "splits": {name: {"rows": part.total, "shards": part.shards} for name, part in rows.items() if part.total},
-        "broken": broken,
-        "duplicates": duplicates,
+    kinds = {"image": pa.struct([("bytes", pa.binary()), ("path", pa.string())]), "text": pa.string()}
+    kinds |= {"audio": kinds["image"], "array": pa.binary()}
+    features: dict[str, dict[str, str]] = {
+        "image": {"_type": "Image"},
+        "audio": {"_type": "Audio"},
+        "text": {"dtype": "string", "_type": "Value"},
+        "array": {"dtype": "binary", "_type": "Value"},
     }
-    (folder / "dataset.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-    return Written(counts, broken, duplicates, classes)
+    own = {name: features[name] for name in modalities} | dict.fromkeys(_TEXTS, features["text"])
+    columns = [(name, kinds.get(name, pa.string())) for name in own]
+    return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": own}})})
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def index_schema(modalities: Sequence[Modality], signatures: bool = False) -> pa.Schema:
+    """The columns of the index: who a sample is, where it stands, and its facts."""
+    import pyarrow as pa
+
+    kinds = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64()}
+    columns = [(name, kinds[kind]) for name, kind in _INDEX.items()]
+    columns += [(name, kinds[kind]) for modality in modalities for name, kind in FACTS[modality].items()]
+    return pa.schema([*columns, *([("signature", pa.binary())] if signatures else [])])
+
+
+def row_of(sample: Sample, digest: str, origin: str) -> dict[str, Any]:
+    """A sample as a row of a shard."""
+    row: dict[str, Any] = {name: getattr(sample, name) for name in MODALITIES}
+    for name in _ENCODED:
+        if row[name] is not None:
+            row[name] = {"bytes": row[name], "path": sample.key}
+    own = {"label": sample.label, "caption": sample.caption, "hash": digest, "source": origin, "key": sample.key}
+    return row | own
+
+
+def encoded(rows: Sequence[Mapping[str, Any]], columns: pa.Schema) -> bytes:
+    """Rows as a Parquet file; the same rows give the same bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pylist([{name: row.get(name) for name in columns.names} for row in rows], schema=columns)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+def describe(place: Files | Path) -> dict[str, Any]:
     """`dataset.json` of a data set."""
-    path = folder / "dataset.json"
-    if not path.is_file():
-        raise DataError(f"{folder} is not a data set: {path.name} is missing")
-    return json.loads(path.read_text())
+    try:
+        return json.loads(files_of(place).path("dataset.json").read_text())
+    except FileNotFoundError as error:
+        raise DataError(f"{place} is not a data set: dataset.json is missing") from error
 
 
-def image_format(folder: Path) -> ImageFormat:
-    return ImageFormat(**describe(folder)["image"])
+def image_format(place: Files | Path) -> ImageFormat:
+    about = describe(place)
+    if not about["image"]:
+        raise DataError(f"{place} holds no pictures, but {', '.join(about['modalities'])}")
+    return ImageFormat(**about["image"])
 
 
-def row_groups(folder: Path, split: str) -> Iterator[list[dict[str, Any]]]:
+def shard_names(place: Files | Path, split: str) -> list[str]:
+    """The shards of a split, in the order of its rows."""
+    return [name for name in files_of(place).names() if name.startswith(f"{split}/") and name.endswith(".parquet")]
+
+
+def index(place: Files | Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The index, one table a part, with these columns only."""
+    import pyarrow.parquet as pq
+
+    files = files_of(place)
+    for name in files.names():
+        if name.startswith("index/") and name.endswith(".parquet"):
+            yield pq.read_table(files.path(name), columns=None if columns is None else list(columns))
+
+
+def row_groups(place: Files | Path, split: str, columns: Sequence[str] | None = None) -> Iterator[list[dict[str, Any]]]:
     """The rows of a split as written, a shard at a time."""
     import pyarrow.parquet as pq
 
-    for path in sorted((folder / split).glob("*.parquet")):
-        yield pq.read_table(path).to_pylist()
+    files = files_of(place)
+    for name in shard_names(files, split):
+        yield pq.read_table(files.path(name), columns=None if columns is None else list(columns)).to_pylist()
 
 
-def rows(folder: Path, split: str) -> Iterator[dict[str, Any]]:
+def rows(place: Files | Path, split: str) -> Iterator[dict[str, Any]]:
     """The rows of a split as written, one after another."""
-    for group in row_groups(folder, split):
+    for group in row_groups(place, split):
         yield from group
 
 
-def load_split(folder: Path, split: str) -> Split:
-    """A split decoded into memory; empty when the data set has none of that name."""
-    about = describe(folder)
-    image = ImageFormat(**about["image"])
-    index = {name: i for i, name in enumerate(about["classes"])}
+def load_split(place: Files | Path, split: str) -> Split:
+    """A split of pictures decoded into memory; empty when the data set has none of that name."""
+    about = describe(place)
+    image = image_format(place)
     pictures: list[np.ndarray] = []
-    labels, hashes, keys = [], [], []
+    named: list[dict[str, Any]] = []
     with ThreadPoolExecutor() as pool:
-        for group in row_groups(folder, split):
+        for group in row_groups(place, split):
             pictures += pool.map(lambda row: decode(row["image"]["bytes"], image), group, chunksize=64)
-            labels += [index.get(row["label"], len(index)) for row in group]
-            hashes += [row["hash"] for row in group]
-            keys += [row["key"] for row in group]
+            named += [{name: row[name] for name in _TEXTS} for row in group]
     shape = (0, image.channels, image.size, image.size)
     images = np.stack(pictures) if pictures else np.empty(shape, np.uint8)
-    return Split(images, np.array(labels, dtype=np.int64), hashes, keys)
+    return Split(images, *_who(named, about["classes"]))
+
+
+def load_texts(place: Files | Path, split: str) -> Texts:
+    """A split of texts in memory; empty when the data set has none of that name."""
+    found = [row for group in row_groups(place, split, ["text", *_TEXTS]) for row in group]
+    return Texts([row["text"] or "" for row in found], *_who(found, describe(place)["classes"]))
+
+
+def _who(found: Iterable[dict[str, Any]], classes: Sequence[str]) -> tuple[np.ndarray, list[str], list[str]]:
+    number = {name: i for i, name in enumerate(classes)}
+    found = list(found)
+    labels = np.array([number.get(row["label"], len(number)) for row in found], dtype=np.int64)
+    return labels, [row["hash"] for row in found], [row["key"] for row in found]
