@@ -172,35 +172,38 @@ def tokens(repeats: int, seconds: float) -> None:
                 np.save(folder / f"train/part-{shard:05d}-000.labels.npy", np.zeros(rows, np.int64))
             paths = sorted((folder / "train").glob("*.tokens.npy"))
             np.save(folder / "one.npy", np.concatenate([np.load(path) for path in paths]))
-            stream = TokenStream(Folder(folder), seed=0)
-            batches, steps = StreamBatches(stream, batch, seed=0), count()
-            maps = [np.load(path, mmap_mode="r") for path in paths]
-            one = np.load(folder / "one.npy", mmap_mode="r")
-            [run] = stream.order.where(0, stream.length // batch * batch)
-            places = run.shards.astype(np.int64) * rows + run.rows
-            known = list(zip(run.shards.tolist(), run.rows.tolist(), strict=True))
-            following = [count(), count()]
-
-            def row_by_row() -> Tensor:
-                first = next(following[0]) * batch % len(places)  # noqa: B023 - used up in this turn of the loop
-                rows = [maps[shard][row].astype(np.int64) for shard, row in known[first : first + batch]]  # noqa: B023
-                return torch.from_numpy(np.stack(rows))
-
-            def one_file() -> Tensor:
-                first = next(following[1]) * batch % len(places)  # noqa: B023
-                return torch.from_numpy(one[places[first : first + batch]].astype(np.int64))  # noqa: B023
-
-            readers: dict[str, Take] = {
-                "ours": lambda: batches.batch(next(steps)),  # noqa: B023
-                "memmap of each shard, row by row": row_by_row,
-                "memmap of one file, rows at once": one_file,
-            }
-            same = batches.batch(0)["tokens"]
-            if not (torch.equal(same, row_by_row()) and torch.equal(same, one_file())):
+            stream = TokenStream(Folder(folder), seed=0, window=64 << 20)
+            runs = stream.order.where(0, stream.length // batch * batch)
+            which, row = (np.concatenate([getattr(run, name) for run in runs]) for name in ("shards", "rows"))
+            ours = StreamBatches(stream, batch, seed=0).batch
+            apart = partial(_row_by_row, [np.load(path, mmap_mode="r") for path in paths], which, row, batch)
+            at_once = partial(_rows_at_once, np.load(folder / "one.npy", mmap_mode="r"), which * rows + row, batch)
+            if not all(
+                torch.equal(ours(step)["tokens"], read(step)) for step in (0, 1, 99) for read in (apart, at_once)
+            ):
                 raise SystemExit("the readers do not give the same batches")
-            speeds = timed(readers, repeats, seconds, 1, batch * length)
+            steps = len(row) // batch
+            names = ("ours", "memmap of each file, row by row", "memmap of one file, rows at once")
+            readers = {name: _in_turn(read, steps) for name, read in zip(names, (ours, apart, at_once), strict=True)}
             print(f"batches of {batch} x {length} tokens, uint16 on disk: tokens/s")
-            report(speeds, speeds["memmap of each shard, row by row"], "row by row")
+            speeds = timed(readers, repeats, seconds, 1, batch * length)
+            report(speeds, speeds[names[2]], "rows at once")
+
+
+def _row_by_row(maps: list[np.ndarray], which: np.ndarray, rows: np.ndarray, batch: int, step: int) -> Tensor:
+    mine = slice(step * batch, (step + 1) * batch)
+    found = [maps[shard][row] for shard, row in zip(which[mine].tolist(), rows[mine].tolist(), strict=True)]
+    return torch.from_numpy(np.stack(found).astype(np.int64))
+
+
+def _rows_at_once(one: np.ndarray, places: np.ndarray, batch: int, step: int) -> Tensor:
+    return torch.from_numpy(one[places[step * batch : (step + 1) * batch]].astype(np.int64))
+
+
+def _in_turn(read: Callable[[int], Any], steps: int) -> Take:
+    """The batches of one epoch, over and over."""
+    numbers = count()
+    return lambda: read(next(numbers) % steps)
 
 
 # ------------------------------------------------------------------------------------------------------------ both

@@ -26,6 +26,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
+from types import NoneType
 from typing import Any, Generic, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, create_model
@@ -175,6 +176,7 @@ def _keys(owner: Any, path: tuple[str | int, ...]) -> list[str]:
     """The keys that the model or dataclass at `path` knows; none where the way leads through something else."""
     for part in path:
         owner = get_type_hints(owner).get(str(part)) if inspect.isclass(owner) else None
+        owner = next((kind for kind in get_args(owner) if inspect.isclass(kind) and kind is not NoneType), owner)
     if dataclasses.is_dataclass(owner):
         return sorted(field.name for field in dataclasses.fields(owner))
     return sorted(getattr(owner, "model_fields", ()))

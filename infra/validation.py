@@ -64,7 +64,7 @@ def validate(
     rows = {"type": "expect_table_row_count_to_be_between", "kwargs": {"min_value": 1}, "severity": "critical"}
     entries = [rows, *suite]
     expectations = [_expectation(entry) for entry in entries]
-    pass  # unexpected rows are reported by index
+    frame = frame.reset_index(drop=True)  # unexpected rows are reported by index
     theirs = [number for number, expectation in enumerate(expectations) if not isinstance(expectation, Own)]
     results = dict(zip(theirs, _great_expectations(frame, [expectations[number] for number in theirs]), strict=True))
     keys = frame.get(key)

@@ -140,7 +140,7 @@ def test_many_broken_samples_stop(tmp_path, pictures):
 
 
 def test_an_unknown_suite_is_named(tmp_path, pictures):
-    with pytest.raises(StageFailed, match=r"no suite 'pictures' \(there are: images\)"):
+    with pytest.raises(StageFailed, match=r"no suite 'pictures' \(there are: arrays, audio, images, texts, tokens\)"):
         body(context(tmp_path, of(pictures), expectations="pictures"))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 # ruff: noqa: RUF001 - letters of other scripts
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,7 +215,6 @@ def test_prose_is_no_code():
 def test_the_standard_library_is_code_and_its_manual_is_english():
     import statistics
     import textwrap
-    from pathlib import Path
     from pydoc_data.topics import topics
 
     folder = Path(textwrap.__file__).parent
@@ -289,10 +290,21 @@ def test_what_is_no_array_of_numbers_has_no_facts(values):
     assert measure(array(values)) == dict.fromkeys(FACTS["array"])
 
 
-def test_an_array_of_objects_is_never_unpickled():
+class Armed:
+    """An object that makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (self.folder,)
+
+
+def test_an_array_of_objects_is_never_unpickled(tmp_path):
     buffer = io.BytesIO()
-    np.save(buffer, np.array([{}], dtype=object), allow_pickle=True)
+    np.save(buffer, np.array([Armed(tmp_path / "made")], dtype=object), allow_pickle=True)
     assert measure(Sample("a", array=buffer.getvalue())) == dict.fromkeys(FACTS["array"])
+    assert not (tmp_path / "made").exists()
 
 
 def test_nothing_but_nan_has_no_range():

@@ -224,6 +224,7 @@ def test_what_passes_is_tried_again(name, fault, s3, tmp_path, impatient):
     assert s3.proxy.failed == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

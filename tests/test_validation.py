@@ -281,6 +281,12 @@ def test_values_outside_the_range_of_the_reference_drift_to_either_side(value):
     assert drift(pd.Series([28.0] * 400), pd.Series([value] * 400)).psi > 1
 
 
+def test_the_least_and_the_largest_value_are_inside_the_range():
+    before = pd.Series(np.linspace(28, 32, 401))
+    for value, bin in (28.0, "28 to 28.4"), (32.0, "31.6 to 32"), (27.9, "less than 28"), (32.1, "more than 32"):
+        assert drift(before, pd.Series([value] * 50)).bin == bin
+
+
 def test_a_share_of_nulls_is_part_of_the_distribution():
     assert drift(numbers(500), numbers(500).mask(np.arange(500) < 250)).bin == "none"
     found = drift(pd.Series(["de"] * 500), pd.Series(["de"] * 250 + [None] * 250))

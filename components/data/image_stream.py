@@ -22,7 +22,7 @@ from components.data.images import decode
 from components.data.order import Shuffle
 from components.data.shards import DataError
 from components.data.stream import Stream
-from components.data.windows import Windows
+from components.data.windows import Windows, each
 from components.interfaces import Files, ImageFormat
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class ImageStream(Stream[Encoded]):
         self.order = Shuffle(counts, seed, window=window, sizes=[sizes[name][1] for name in self.names])
         self.length = self.order.length
         self.chosen = chosen
-        self.windows = Windows(self.order, _Load(files, self.names, list(about["classes"]), chosen))
+        self.windows = Windows(self.order, _Load(files, self.names, list(about["classes"]), chosen), each)
 
     def read(self, start: int, stop: int) -> Encoded:
         pictures: list[bytes] = []

@@ -202,7 +202,7 @@ def _remote_files(path: str) -> list[Entry]:
     try:
         with explaining(path):
             files, root = filesystem(path)
-            files.invalidate_cache()
+            files.invalidate_cache()  # some keep what they have listed
             if not is_s3(path) and files.isfile(root):  # https: a file only, what is beside it cannot be known
                 return [_entry("", files.info(root))]
             found = files.find(root, detail=True)

@@ -44,6 +44,7 @@ class Run:
     window: int  # inside the epoch
     shards: np.ndarray  # int32 [n]
     rows: np.ndarray  # int64 [n]
+    places: np.ndarray  # int64 [n]: the same rows, counted through all shards of the window, one after the other
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,8 @@ class Shuffle:
             window = int(epoch.offsets.searchsorted(inside, side="right")) - 1
             first = int(epoch.offsets[window])
             count = min(stop - start, int(epoch.offsets[window + 1]) - inside)
-            shards, rows = self.order(number, window)
             mine = slice(inside - first, inside - first + count)
-            runs.append(Run(number, window, shards[mine], rows[mine]))
+            runs.append(Run(number, window, *(array[mine] for array in self.order(number, window))))
             start += count
         return runs
 
@@ -112,14 +112,14 @@ class Shuffle:
         lengths = [int(self.rows[window].sum()) for window in found]
         return _Epoch(found, np.concatenate([[0], np.cumsum(lengths)]))
 
-    def _made_order(self, epoch: int, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """(shards int32 [n], rows int64 [n]): the rows of a window in their order."""
+    def _made_order(self, epoch: int, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(shards, rows, places) of a window as in `Run`, all of them in their order."""
         mine = self.windows(epoch)[window]
         counts = self.rows[mine]
         shuffled = np.random.default_rng([self.seed, _ROWS, epoch, window]).permutation(int(counts.sum()))
         begins = np.cumsum(counts) - counts
         which = np.repeat(np.arange(len(mine)), counts)[shuffled]
-        return mine[which].astype(np.int32), shuffled - begins[which]
+        return mine[which].astype(np.int32), shuffled - begins[which], shuffled
 
 
 class Proportions:

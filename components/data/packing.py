@@ -23,8 +23,7 @@ from torch import Tensor
 from components.data.order import Recent, Shuffle
 from components.data.shards import DataError
 from components.data.stream import Stream
-from components.data.token_stream import Mapped
-from components.data.windows import Windows
+from components.data.windows import Windows, each
 from components.interfaces import Files
 
 
@@ -43,7 +42,7 @@ class PackedTokens(Stream[dict[str, Tensor]]):
         self.stops = [np.cumsum(found[found > 0], dtype=np.int64) for found in lengths]  # of each document in its shard
         totals = [int(found.sum()) for found in lengths]
         self.order = Shuffle([len(stops) for stops in self.stops], seed, window=window, sizes=totals)
-        self.windows = Windows(self.order, _Whole(files, [f"{name}.tokens.npy" for name in names], totals))
+        self.windows = Windows(self.order, _Open(files, [f"{name}.tokens.npy" for name in names], totals), each)
         self.totals, self.size, self.pad = np.array(totals), size, pad
         self.tokens = sum(totals)  # of an epoch
         self.length = -(-self.tokens // size)  # sequences of an epoch
@@ -79,7 +78,7 @@ class PackedTokens(Stream[dict[str, Tensor]]):
         while begin < end:
             window = int(offsets.searchsorted(begin, side="right")) - 1
             at, stop = (place - int(offsets[window]) for place in (begin, min(end, int(offsets[window + 1]))))
-            shards, (numbers, rows) = self.windows.of(epoch, window), self.order.order(epoch, window)
+            shards, (numbers, rows, _) = self.windows.of(epoch, window), self.order.order(epoch, window)
             ends = self._ends(epoch, window)
             document = int(ends.searchsorted(at, side="right"))
             while at < stop:
@@ -97,22 +96,20 @@ class PackedTokens(Stream[dict[str, Tensor]]):
 
     def _made_ends(self, epoch: int, window: int) -> np.ndarray:
         """Where each document of a window ends, in tokens from its beginning, in the shuffled order; [documents]"""
-        members = self.order.windows(epoch)[window]
-        numbers, rows = self.order.order(epoch, window)
-        counts = self.order.rows[members]
-        lengths = np.concatenate([np.diff(self.stops[shard], prepend=0) for shard in members.tolist()])
-        return np.cumsum(lengths[(np.cumsum(counts) - counts)[members.searchsorted(numbers)] + rows])
+        shards = self.order.windows(epoch)[window].tolist()
+        lengths = np.concatenate([np.diff(self.stops[shard], prepend=0) for shard in shards])
+        return np.cumsum(lengths[self.order.order(epoch, window)[2]])
 
 
-class _Whole(Mapped):
-    """Opens a shard of documents that has as many tokens as their lengths say."""
+class _Open:
+    """Opens a shard of documents; it must have as many tokens as their lengths say."""
 
     def __init__(self, files: Files, names: Sequence[str], totals: Sequence[int]) -> None:
-        super().__init__(files, names)
-        self.totals = totals
+        self.files, self.names, self.totals = files, names, totals
 
     def __call__(self, shard: int) -> np.ndarray:
-        tokens = super().__call__(shard)
+        # A plain view of the map: numpy.memmap makes an object with a file of every slice.
+        tokens = np.load(self.files.path(self.names[shard]), mmap_mode="r").view(np.ndarray)
         if tokens.shape != (self.totals[shard],):
             raise DataError(
                 f"{self.names[shard]} has the shape {tokens.shape}, but its lengths sum up to {self.totals[shard]}; "

@@ -58,6 +58,7 @@ class Prefetch:
         if self._thread is None or self._ready is None or step != self._next:
             self.close()
             self._steps.begin(step)
+            self._made = iter(self._loader)  # here: a process forked by the pool's thread could not end properly
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
             self._ready = self._thread.submit(self._take, step)
         ready, self._next = self._ready, step + 1
@@ -79,8 +80,7 @@ class Prefetch:
         self.close()
 
     def _take(self, step: int) -> dict[str, Tensor]:
-        if self._made is None:
-            self._made = iter(self._loader)
+        assert self._made is not None
         made = next(self._made)
         error = self._steps.errors.pop(step, None) or made
         if isinstance(error, Exception):
