@@ -184,13 +184,14 @@ class _Writer:
 
         import numpy as np
 
-        from infra.storage import write_bytes_atomic, write_json_atomic
+        from infra.storage import write_bytes_atomic
 
         folder, buffer = self._folder(job), io.BytesIO()
         np.save(buffer, written.hashes)
         write_bytes_atomic(folder / "hashes.npy", buffer.getvalue())
         write_bytes_atomic(folder / "index.parquet", written.index)
-        write_json_atomic(folder / "about.json", written.about())  # last: it says that the others are there
+        about = json.dumps(written.about())  # in the order of its keys: tables are made of it
+        write_bytes_atomic(folder / "about.json", about.encode())  # last: it says that the others are there
 
     def _index(self, number: int, columns: list[str] | None = None) -> Any:
         import io

@@ -26,9 +26,10 @@ _CLOCK = ("time", "samples_per_second")
 
 
 def context(run: Path, stage: str) -> StageContext:
-    """The context of a stage of a run, with an empty output folder."""
+    """The context of a stage of a run, with an empty output folder. Of several training processes each has its own; that of
+    the first becomes the output."""
     work = run / "work" / stage
-    output = work / "output"
+    output = work / ("output" if _rank() == 0 else f"output-of-rank-{_rank()}")
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
     recipe = yamlio.load(run / "recipe.yaml")
@@ -42,12 +43,20 @@ def run_stage(run: str, stage: str, whole: bool = False) -> dict[str, float]:
     ctx = context(folder, stage)
     body = importlib.import_module(f"flows.{stage}").body
     metrics = {name: float(value) for name, value in sorted(body(ctx).items())}
+    if _rank() > 0:  # every process computes the same; the first one's is kept
+        shutil.rmtree(ctx.output)
+        return metrics
     _place(ctx, whole)
     write_json_atomic(folder / "metrics" / f"{stage}.json", metrics)
     rows = step_metrics(ctx.work)
     if any("loss" in row for row in rows):
         write_bytes_atomic(folder / "plots" / f"{stage}.csv", as_csv(rows))
     return metrics
+
+
+def _rank() -> int:
+    """The place of this process among those that train together; 0 for one alone."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def _place(ctx: StageContext, whole: bool) -> None:
