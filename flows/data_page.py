@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from flows import charts, data_examples
 from flows.data_examples import Example
+from flows.findings import evidence, lines, summary, verdict
 from flows.terminal import number
-from flows.validation import evidence, lines, summary, verdict
 from infra.validation import Finding
 
 if TYPE_CHECKING:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow
 
+from components.data.files import Folder
 from flows.context import StageContext, StageFailed
 from flows.pipeline import label, walk
 from flows.request import Request
@@ -34,8 +36,9 @@ _ROWS = 1000  # of a table
 
 
 def body(ctx: StageContext) -> dict[str, float]:
-    """Writes `outputs/dataset`: shards, index, dataset.json, validation.json, tables, example pictures."""
+    """Writes `outputs/dataset`: shards, index, dataset.json, validation.json, tables, example pictures, data.html."""
     from components.interfaces import ImageFormat
+    from flows.data_page import page
     from infra.storage import write_json_atomic
 
     section = ctx.section("dataset")
@@ -73,6 +76,7 @@ def body(ctx: StageContext) -> dict[str, float]:
     ctx.keep(list(whole.stored()))
     if image is not None:
         ctx.figure("examples", _examples(writer, frame, image))
+    (ctx.output / "data.html").write_bytes(page(_Fresh(writer), kept, ctx.recipe["system"]))
     return {
         **{f"rows.{name}": split["rows"] for name, split in about["splits"].items()},
         "classes": len(about["classes"]),
@@ -243,6 +247,21 @@ class _Writer:
         if self.ctx.store is None:
             return self.ctx.output / name
         return self.ctx.store.fetch(digest)
+
+
+@dataclass(frozen=True)
+class _Fresh:
+    """What was just written, as `Files`, although it is not sealed yet."""
+
+    writer: _Writer
+
+    def names(self) -> list[str]:
+        put = (stored.name for part in self.writer.parts.values() for stored in part.stored)
+        return sorted({*put, *Folder(self.writer.ctx.output).names()})
+
+    def path(self, name: str) -> Path:
+        own = self.writer.ctx.output / name
+        return own if own.is_file() else self.writer.shard(name)
 
 
 def _suite(name: str) -> list[dict[str, Any]]:

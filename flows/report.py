@@ -73,6 +73,7 @@ def render(run: Path, verdicts: list[dict[str, Any]], champion: dict[str, float]
     ]
     return environment.get_template("report.html.j2").render(
         run=run.name,
+        data_page=(run / "outputs" / "dataset" / "data.html").is_file(),
         recipe=recipe,
         title=recipe.get("title") or recipe["system"],
         hero=hero,

@@ -18,6 +18,8 @@ from infra import services
 from infra.settings import Settings
 from infra.storage import file_lock
 
+#: without it MLflow's pages take an experiment for one of traces, where its runs are not seen
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
 _LONGEST = 500  # letters of a parameter's value that are kept
 
 
@@ -47,7 +49,7 @@ class Tracking:
                 self._experiments[system] = (
                     found.experiment_id
                     if found
-                    else self.client.create_experiment(system, artifact_location=folder.as_uri())
+                    else self.client.create_experiment(system, artifact_location=folder.as_uri(), tags=_KIND)
                 )
         return self._experiments[system]
 

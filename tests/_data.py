@@ -39,9 +39,8 @@ def write(
     signer: Signer | None = None,
 ) -> Path:
     """A data set in `folder`, with its dataset.json; texts are signed where a signer is given."""
-    origins: dict[writing.Origin, Sequence[Sample | Broken]] = ({"target": target} if target else {}) | {
-        "source": source
-    }
+    origins: dict[writing.Origin, Sequence[Sample | Broken]] = {"target": target} if target else {}
+    origins["source"] = source
     samples = [sample for given in origins.values() for sample in given if isinstance(sample, Sample)]
     has = {name for name in MODALITIES for sample in samples if getattr(sample, name) is not None}
     layout = writing.Layout(tuple(name for name in MODALITIES if name in has), held_out, target is not None, signer)

@@ -45,7 +45,8 @@ def context(tmp_path: Path, source: dict, **changes) -> StageContext:
     output, work = tmp_path / "run" / "outputs" / "dataset", tmp_path / "work"
     output.mkdir(parents=True)
     work.mkdir()
-    return StageContext(tmp_path / "run", "dataset", {"seed": 0, "dataset": section, "mixture": None}, output, work)
+    recipe = {"system": "pictures", "seed": 0, "dataset": section, "mixture": None}
+    return StageContext(tmp_path / "run", "dataset", recipe, output, work)
 
 
 def of(folder: Path) -> dict:

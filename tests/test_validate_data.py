@@ -13,8 +13,9 @@ import pytest
 from components import yamlio
 from components.data.files import Folder
 from components.interfaces import ImageFormat, Sample
+from flows.findings import verdict
 from flows.runs import RunError
-from flows.validation import ValidationError, index_frame, reference_frame, token_frame, validate_data, verdict
+from flows.validation import ValidationError, index_frame, reference_frame, token_frame, validate_data
 from infra.settings import Settings
 from infra.storage import open_store
 from infra.validation import SuiteError
