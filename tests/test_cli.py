@@ -156,8 +156,8 @@ def test_a_slip_is_one_line_and_exit_code_2(project: Path, tessera: Call, argume
 @pytest.mark.parametrize(
     ("folder", "message"),
     [
-        ("missing", "missing' is not a folder; give the folder that holds your data with --data"),
-        ("empty", "empty' holds no files; expected pictures (PNG, JPEG, WebP, BMP, GIF, TIFF)"),
+        ("missing", "missing'; give the place that holds your data with --data"),
+        ("empty", "empty' holds no files; give the place that holds your data with --data"),
     ],
 )
 def test_a_folder_without_pictures_is_one_line_and_exit_code_2(tmp_path: Path, folder: str, message: str) -> None:
