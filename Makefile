@@ -9,8 +9,9 @@ STAMP  := $(VENV)/.installed
 run: $(STAMP)  ## the main job: from raw data to a promoted generator
 	$(BIN)/tessera run quickstart --scale tiny
 
-test: $(STAMP) browser lint  ## everything; a file's tests stay together, two files at a time
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(STAMP) browser lint  ## everything: the quick ones two files at a time, what starts servers and measures times alone
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not browser"
+	$(BIN)/python -m pytest -m "slow or browser"
 
 test-fast: $(STAMP) lint  ## what answers in two minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not browser"
