@@ -256,7 +256,7 @@ def test_a_second_run_of_the_same_is_restored_and_shares_the_version(quickstart:
     assert len(re.findall(r"\w+ +restored", done.stdout)) == len(STAGES)
     assert counted(settings, "twin") == {}
     assert [version.version for version in registry.versions(settings, "quickstart")] == before
-    assert registry.version_of(settings, settings.runs / "twin", "quickstart") == before[-1]  # what `q` was at first
+    assert registry.version_of(settings, settings.runs / "twin", "quickstart") == str(before[-1])  # what `q` was
 
 
 def test_down_leaves_nothing_running(quickstart: Quickstart) -> None:
