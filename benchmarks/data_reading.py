@@ -143,6 +143,7 @@ def images(pictures: int, repeats: int, seconds: float) -> None:
             folder = Path(name)
             write(folder, side, pictures)
             image = ImageFormat(side, 3)
+            ours_alone: list[float] = []  # with one worker
             for workers in (1, 2):
                 readers = {
                     "ours": ours(folder, workers),
@@ -154,6 +155,31 @@ def images(pictures: int, repeats: int, seconds: float) -> None:
                 best = [max(pair) for pair in zip(speeds["webdataset"], speeds["webdataset, bytes"], strict=True)]
                 print(f"{side} px, {workers} worker{'s' * (workers > 1)}: pictures/s")
                 report(speeds, best, "webdataset")
+                ours_alone = ours_alone or speeds["ours"]
+            training(folder, side, 1.5 * BATCH / statistics.median(ours_alone), repeats)
+
+
+def training(folder: Path, side: int, seconds: float, repeats: int) -> None:
+    """How long a step takes whose device computes for `seconds` (this process sleeps), with one worker."""
+    direct, steps = _batches(folder), count()
+    readers: dict[str, Take] = {
+        "ours": ours(folder, 1),
+        "ours in threads": threads(folder, 1),
+        "ours without prefetching": lambda: direct.batch(next(steps)),
+    }
+    found: dict[str, list[float]] = {name: [] for name in readers}
+    for _ in range(repeats):
+        for name, take in readers.items():
+            for number in range(5 * DEPTH):
+                if number == 2 * DEPTH:
+                    started = time.perf_counter()
+                take()
+                time.sleep(seconds)
+            found[name].append((time.perf_counter() - started) / (3 * DEPTH))
+    print(f"{side} px: a step that computes for {1000 * seconds:.1f} ms, 1 worker: ms a step")
+    for name, each in found.items():
+        taken = statistics.median(each)
+        print(f"  {name:<34} {1000 * taken:>14,.1f}   waits {100 * (1 - seconds / taken):.0f}% of the time", flush=True)
 
 
 # ---------------------------------------------------------------------------------------------------------- tokens
@@ -175,19 +201,24 @@ def tokens(repeats: int, seconds: float) -> None:
             stream = TokenStream(Folder(folder), seed=0, window=64 << 20)
             runs = stream.order.where(0, stream.length // batch * batch)
             which, row = (np.concatenate([getattr(run, name) for run in runs]) for name in ("shards", "rows"))
+            maps, one = [np.load(path, mmap_mode="r") for path in paths], np.load(folder / "one.npy", mmap_mode="r")
             ours = StreamBatches(stream, batch, seed=0).batch
-            apart = partial(_row_by_row, [np.load(path, mmap_mode="r") for path in paths], which, row, batch)
-            at_once = partial(_rows_at_once, np.load(folder / "one.npy", mmap_mode="r"), which * rows + row, batch)
-            if not all(
-                torch.equal(ours(step)["tokens"], read(step)) for step in (0, 1, 99) for read in (apart, at_once)
-            ):
+            raw: dict[str, Callable[[int], Tensor]] = {
+                "memmaps, row by row": partial(_row_by_row, maps, which, row, batch),
+                "memmaps, file by file": partial(_file_by_file, maps, which, row, batch),
+                "one memmap of everything": partial(_at_once, one, which * rows + row, batch),
+            }
+            if not all(torch.equal(ours(step)["tokens"], read(step)) for step in (0, 1, 99) for read in raw.values()):
                 raise SystemExit("the readers do not give the same batches")
-            steps = len(row) // batch
-            names = ("ours", "memmap of each file, row by row", "memmap of one file, rows at once")
-            readers = {name: _in_turn(read, steps) for name, read in zip(names, (ours, apart, at_once), strict=True)}
+            readers = {name: _over_and_over(read, len(row) // batch) for name, read in {"ours": ours, **raw}.items()}
             print(f"batches of {batch} x {length} tokens, uint16 on disk: tokens/s")
             speeds = timed(readers, repeats, seconds, 1, batch * length)
-            report(speeds, speeds[names[2]], "rows at once")
+            print(f"  {'ours':<34} {statistics.median(speeds['ours']):>14,.0f}")
+            for name in raw:
+                ratio = statistics.median(a / b for a, b in zip(speeds["ours"], speeds[name], strict=True))
+                print(
+                    f"  {name:<34} {statistics.median(speeds[name]):>14,.0f}   ours is {ratio:5.2f} of it", flush=True
+                )
 
 
 def _row_by_row(maps: list[np.ndarray], which: np.ndarray, rows: np.ndarray, batch: int, step: int) -> Tensor:
@@ -196,12 +227,21 @@ def _row_by_row(maps: list[np.ndarray], which: np.ndarray, rows: np.ndarray, bat
     return torch.from_numpy(np.stack(found).astype(np.int64))
 
 
-def _rows_at_once(one: np.ndarray, places: np.ndarray, batch: int, step: int) -> Tensor:
+def _file_by_file(maps: list[np.ndarray], which: np.ndarray, rows: np.ndarray, batch: int, step: int) -> Tensor:
+    mine = slice(step * batch, (step + 1) * batch)
+    found = np.empty((batch, maps[0].shape[1]), np.int64)
+    for shard in np.unique(which[mine]).tolist():
+        own = np.flatnonzero(which[mine] == shard)
+        found[own] = maps[shard][rows[mine][own]]
+    return torch.from_numpy(found)
+
+
+def _at_once(one: np.ndarray, places: np.ndarray, batch: int, step: int) -> Tensor:
     return torch.from_numpy(one[places[step * batch : (step + 1) * batch]].astype(np.int64))
 
 
-def _in_turn(read: Callable[[int], Any], steps: int) -> Take:
-    """The batches of one epoch, over and over."""
+def _over_and_over(read: Callable[[int], Any], steps: int) -> Take:
+    """The batches of one epoch, again and again."""
     numbers = count()
     return lambda: read(next(numbers) % steps)
 

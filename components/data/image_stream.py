@@ -3,8 +3,9 @@
 1. The index tells, without a shard being opened, how many rows and bytes each has; windows are bounded in bytes.
 2. `read` slices the encoded bytes of some pictures out of the shards of the windows in use; `make` decodes them.
 3. With `rows` it is a stream over some rows only (a cluster of a mixture); of a loaded shard only these are kept.
-Absent on purpose: a thread pool for decoding. Small pictures hold Python's lock too much of the time for threads to gain
-anything (`python -m benchmarks.data_reading` measures it); `prefetch.Prefetch` decodes in other processes.
+Absent on purpose: a thread pool for decoding. Small pictures hold Python's lock so much of the time that a second thread
+gains nothing, with large ones it does (`python -m benchmarks.data_reading` shows both); `prefetch.Prefetch` decodes in
+other processes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from components.data.images import decode
 from components.data.order import Shuffle
 from components.data.shards import DataError
 from components.data.stream import Stream
-from components.data.windows import Windows, each
+from components.data.windows import Windows
 from components.interfaces import Files, ImageFormat
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class ImageStream(Stream[Encoded]):
         self.order = Shuffle(counts, seed, window=window, sizes=[sizes[name][1] for name in self.names])
         self.length = self.order.length
         self.chosen = chosen
-        self.windows = Windows(self.order, _Load(files, self.names, list(about["classes"]), chosen), each)
+        self.windows = Windows(self.order, _Load(files, self.names, list(about["classes"]), chosen))
 
     def read(self, start: int, stop: int) -> Encoded:
         pictures: list[bytes] = []
@@ -94,6 +95,27 @@ class ImageStream(Stream[Encoded]):
         run = self.order.where(position, position + 1)[0]
         shard, row = int(run.shards[0]), int(run.rows[0])
         return f"row {row if self.chosen is None else self.chosen[shard][row]} of {self.names[shard]}"
+
+
+def parts_by_weight(files: Files, split: str, weights: np.ndarray) -> list[tuple[float, dict[str, np.ndarray]]]:
+    """(weight, `rows` of an `ImageStream`) of each part of a split whose rows have equal `weights` [rows], as a mixture
+    gives them to its clusters; rows of weight zero are in no part. A `stream.Mixed` of these parts draws every row as often
+    as its weight says; every part has windows of its own, so it is for few different weights. Raises DataError for another
+    number of rows."""
+    names = shards.shard_names(files, split)
+    counts = _sizes(files, split, None)
+    ends = np.cumsum([0, *(counts[name][0] for name in names)])
+    if weights.shape != (int(ends[-1]),):
+        raise DataError(f"expected a weight for each of the {ends[-1]} rows of '{split}', got {weights.shape}")
+    found = []
+    for weight in np.unique(weights[weights > 0]).tolist():
+        own = {
+            name: (weights[first:end] == weight).nonzero()[0]
+            for name, first, end in zip(names, ends, ends[1:], strict=False)
+        }
+        own = {name: rows for name, rows in own.items() if len(rows)}
+        found.append((weight * sum(map(len, own.values())), own))
+    return found
 
 
 @dataclass(frozen=True)
@@ -125,12 +147,16 @@ class _Load:
 
 def _sizes(files: Files, split: str, chosen: Mapping[str, np.ndarray] | None) -> dict[str, tuple[int, int]]:
     """shard -> (rows, encoded bytes) of what is chosen of it, from the index."""
+    import pyarrow.compute as pc
+
     found: dict[str, tuple[int, int]] = {}
     for table in shards.index(files, ["split", "shard", "row", "bytes"]):
-        frame = table.to_pandas(strings_to_categorical=True)
-        for name, rows in frame[frame["split"] == split].groupby("shard", observed=True):
-            sizes = rows.sort_values("row")["bytes"].to_numpy()
+        own = table.filter(pc.equal(table["split"], split))
+        names, rows, sizes = own["shard"].to_numpy(), own["row"].to_numpy(), own["bytes"].to_numpy()
+        for name in pc.unique(own["shard"]).to_pylist():
+            mine = names == name
+            in_order = sizes[mine][rows[mine].argsort()]
             if chosen is not None:
-                sizes = sizes[chosen.get(str(name), [])]
-            found[str(name)] = len(sizes), int(sizes.sum())
+                in_order = in_order[chosen.get(name, [])]
+            found[name] = len(in_order), int(in_order.sum())
     return found

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -36,8 +36,7 @@ class Recent(Generic[V]):
         return Recent, (self.function,)
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """Consecutive positions inside one window: the i-th is row `rows[i]` of shard `shards[i]`."""
 
     epoch: int

@@ -23,7 +23,8 @@ from torch import Tensor
 from components.data.order import Recent, Shuffle
 from components.data.shards import DataError
 from components.data.stream import Stream
-from components.data.windows import Windows, each
+from components.data.token_stream import mapped
+from components.data.windows import Windows
 from components.interfaces import Files
 
 
@@ -31,18 +32,21 @@ class PackedTokens(Stream[dict[str, Tensor]]):
     """{"tokens": int64 [n, size], "segments": int64 [n, size]}; a sample is a sequence of `size` tokens.
 
     `window`: tokens whose documents are shuffled together. `pad` fills the end of an epoch. Documents without tokens are
-    left out. Raises ValueError where there are no tokens, DataError where a shard does not have those of its lengths."""
+    left out. Raises DataError for a split that is not there and for a shard whose tokens are not those of its lengths,
+    ValueError where there are no tokens."""
 
     def __init__(
         self, files: Files, split: str = "train", *, size: int, seed: int, window: int = 1 << 26, pad: int = 0
     ) -> None:
         ending = ".lengths.npy"
         names = [n.removesuffix(ending) for n in files.names() if n.startswith(f"{split}/") and n.endswith(ending)]
+        if not names:
+            raise DataError(f"there is nothing to read: no {split}/*{ending}")
         lengths = [np.load(files.path(f"{name}{ending}")) for name in names]
         self.stops = [np.cumsum(found[found > 0], dtype=np.int64) for found in lengths]  # of each document in its shard
         totals = [int(found.sum()) for found in lengths]
         self.order = Shuffle([len(stops) for stops in self.stops], seed, window=window, sizes=totals)
-        self.windows = Windows(self.order, _Open(files, [f"{name}.tokens.npy" for name in names], totals), each)
+        self.windows = Windows(self.order, _Open(files, [f"{name}.tokens.npy" for name in names], totals))
         self.totals, self.size, self.pad = np.array(totals), size, pad
         self.tokens = sum(totals)  # of an epoch
         self.length = -(-self.tokens // size)  # sequences of an epoch
@@ -108,8 +112,7 @@ class _Open:
         self.files, self.names, self.totals = files, names, totals
 
     def __call__(self, shard: int) -> np.ndarray:
-        # A plain view of the map: numpy.memmap makes an object with a file of every slice.
-        tokens = np.load(self.files.path(self.names[shard]), mmap_mode="r").view(np.ndarray)
+        tokens = mapped(self.files.path(self.names[shard]))
         if tokens.shape != (self.totals[shard],):
             raise DataError(
                 f"{self.names[shard]} has the shape {tokens.shape}, but its lengths sum up to {self.totals[shard]}; "

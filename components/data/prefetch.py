@@ -39,10 +39,10 @@ class Prefetch:
     """
 
     def __init__(self, batches: Batches, *, depth: int = 4, workers: int = 2) -> None:
-        self.batches = batches
-        self._steps = _Steps(batches)
+        self._batches = batches if isinstance(batches, StreamBatches) else _Whole(batches)
+        self._steps = _Steps(self._batches)
         self._loader: DataLoader[Any] = DataLoader(
-            _Made(batches),
+            _Made(self._batches),
             batch_size=None,
             sampler=self._steps,
             num_workers=workers,
@@ -85,13 +85,29 @@ class Prefetch:
         error = self._steps.errors.pop(step, None) or made
         if isinstance(error, Exception):
             raise error
-        return self.batches.finish(made) if isinstance(self.batches, StreamBatches) else made
+        return self._batches.finish(made)
+
+
+class _Whole:
+    """Batches that are not made in steps: the workers do it all."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def read(self, step: int) -> None:
+        return None
+
+    def make(self, step: int, stored: None) -> dict[str, Tensor]:
+        return self.batches.batch(step)
+
+    def finish(self, made: dict[str, Tensor]) -> dict[str, Tensor]:
+        return made
 
 
 class _Steps(Sampler[Task]):
     """The steps from some one on; what is stored of their batches is read here, in the trainer's process."""
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, batches: StreamBatches[Any] | _Whole) -> None:
         self.batches = batches
         self.begin(0)
 
@@ -101,20 +117,19 @@ class _Steps(Sampler[Task]):
 
     def __iter__(self) -> Iterator[Task]:
         while True:
-            stored = None
             try:
-                if isinstance(self.batches, StreamBatches):
-                    stored = self.batches.read(self.step)
+                task: Task = self.step, self.batches.read(self.step)
             except Exception as error:
                 self.errors[self.step] = error
-            yield (self.step if self.step not in self.errors else None), stored
+                task = None, None
+            yield task
             self.step += 1
 
 
 class _Made(Dataset[Any]):
     """Makes a batch, in a worker. An error is handed over as it is, not in the loader's words."""
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, batches: StreamBatches[Any] | _Whole) -> None:
         self.batches = batches
 
     def __getitem__(self, task: Task) -> dict[str, Tensor] | Exception | None:
@@ -122,9 +137,7 @@ class _Made(Dataset[Any]):
         if step is None:
             return None
         try:
-            return (
-                self.batches.make(step, stored) if isinstance(self.batches, StreamBatches) else self.batches.batch(step)
-            )
+            return self.batches.make(step, stored)
         except Exception as error:
             return _portable(error)
 

@@ -49,7 +49,7 @@ class StreamBatches(Generic[R]):
     float in [-1, 1] and go through the transforms.
 
     With several ranks (`world`) a batch has its whole shape everywhere, but only the contiguous part that the trainer
-    takes for this `rank` is read and decoded; the other rows are zeros. So the transforms, which are applied to all, draw
+    takes for this `rank` is read and decoded; the others are empty. So the transforms, which are applied to all, draw
     the same numbers for a sample whatever the number of ranks. Raises ValueError when a batch cannot be split evenly."""
 
     def __init__(
@@ -79,25 +79,30 @@ class StreamBatches(Generic[R]):
         return self.stream.read(start, start + own)
 
     def make(self, step: int, stored: R) -> dict[str, Tensor]:
-        """The batch of a step from what `read` gave for it; images without transforms stay bytes, a quarter of the
-        floats, for they may have a way to go."""
+        """The batch of a step from what `read` gave for it. Without transforms it is not yet finished: own rows only, and
+        images as bytes, a quarter of the floats, for they may have a way to go."""
         batch = self.stream.make(stored)
-        if self.world > 1:
-            batch = {name: self._in_place(own) for name, own in batch.items()}
         if self.transforms:
-            images = to_float(batch["images"].numpy())
-            batch["images"] = transformed(images, self.transforms, self.seed, step)
+            batch = self._whole(batch)
+            batch["images"] = transformed(to_float(batch["images"].numpy()), self.transforms, self.seed, step)
         return batch
 
     def finish(self, made: dict[str, Tensor]) -> dict[str, Tensor]:
         """The batch as the trainer gets it."""
-        images = made.get("images")
-        return made if images is None or images.dtype != torch.uint8 else {**made, "images": to_float(images.numpy())}
+        if self.transforms:
+            return made
+        batch = self._whole(made)
+        return {**batch, "images": to_float(batch["images"].numpy())} if "images" in batch else batch
 
-    def _in_place(self, own: Tensor) -> Tensor:
-        whole = own.new_zeros((self.batch_size, *own.shape[1:]))
-        whole[self.rank * len(own) : (self.rank + 1) * len(own)] = own
-        return whole
+    def _whole(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """This rank's rows in their places in the batch."""
+        if self.world == 1:
+            return own
+        size = self.batch_size // self.world
+        batch = {name: rows.new_zeros((self.batch_size, *rows.shape[1:])) for name, rows in own.items()}
+        for name, rows in own.items():
+            batch[name][self.rank * size : (self.rank + 1) * size] = rows
+        return batch
 
 
 class Mixed(Stream[tuple[np.ndarray, list[tuple[int, Any]]]]):

@@ -1,63 +1,68 @@
-"""Token arrays as a stream: rows of `<split>/*.tokens.npy`, which the tokens stage writes.
+"""Token arrays as a stream: rows of `<split>/*.tokens.npy`, which the tokens stage writes, mapped into memory.
 
-The shards of a window are copied into one array, in the order of the files and ahead of their use; a batch is then one
-gather. So data that do not fit the memory are read from one end of a file to the other, not row by row from all over it.
-Absent on purpose: another process to read them - handing tokens over costs more than having them.
+1. The shards of the window to come are touched from one end to the other, so that the system has read them when the
+   shuffled rows are asked for; how much of them stays in memory is its business.
+2. A batch is gathered with one NumPy call for each shard that it touches.
+Absent on purpose: another process to do this - handing tokens over costs more than having them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import mmap
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from components.data.order import Shuffle
+from components.data.order import Run, Shuffle
+from components.data.shards import DataError
 from components.data.stream import Stream
-from components.data.windows import Windows, together
+from components.data.windows import Windows
 from components.interfaces import Files
 
-Piece = tuple[str, int, int]  # a file and rows [start, stop) of it
+_HEADER = re.compile(rb"\{'descr': '([<>|=]?[iub]\d+)', 'fortran_order': False, 'shape': \(([\d, ]*)\)")
+Piece = tuple[str, int, int]  # the name of a shard and rows [start, stop) of it
 
 
 class TokenStream(Stream[dict[str, Tensor]]):
     """{"tokens": int64 [n, L], "labels": int64 [n]} from `<split>/*.tokens.npy` [rows, L] and `*.labels.npy` [rows].
 
-    `window`: bytes of tokens that are shuffled together; up to `windows.KEPT` times as much is in memory. Larger files are
-    read in pieces. The labels tell how many rows a file of tokens has, so it is not fetched before its turn (but for the
-    first one, which tells their length). Reading is everything here, making passes on. Raises ValueError for a split
-    without rows."""
+    `window`: bytes of tokens that are shuffled together; up to `windows.KEPT` times as much is mapped. Larger files are read
+    in pieces. The labels tell how many rows a file of tokens has, so it is not fetched before its turn (but for the
+    first one, which tells their length). Reading is everything here, making passes on. Raises DataError for a split that
+    is not there, ValueError for one without rows."""
 
     def __init__(self, files: Files, split: str = "train", *, seed: int, window: int = 128 << 20) -> None:
         ending = ".labels.npy"
         names = [n.removesuffix(ending) for n in files.names() if n.startswith(f"{split}/") and n.endswith(ending)]
         if not names:
-            raise ValueError(f"there is nothing to read: no {split}/*{ending}")
-        labels = [np.load(files.path(f"{name}{ending}")).astype(np.int32) for name in names]
+            raise DataError(f"there is nothing to read: no {split}/*{ending}")
+        labels = {name: np.load(files.path(f"{name}{ending}")).astype(np.int32) for name in names}
         first = np.load(files.path(f"{names[0]}.tokens.npy"), mmap_mode="r")
-        self.tokens = first.shape[1]  # L
-        size = self.tokens * first.itemsize  # bytes of a row
+        size = first.shape[1] * first.itemsize  # bytes of a row
         step = max(window // size, 1)
         pieces: list[Piece] = [
-            (f"{name}.tokens.npy", start, min(start + step, len(own)))
-            for name, own in zip(names, labels, strict=True)
+            (name, start, min(start + step, len(own)))
+            for name, own in labels.items()
             for start in range(0, len(own), step)
         ]
         rows = [stop - start for _, start, stop in pieces]
-        self.labels = np.concatenate(labels)
+        self.tokens = first.shape[1]  # L
+        self.labels = np.concatenate(list(labels.values()))
         self.begins = np.cumsum(rows) - rows  # where the labels of a piece begin
         self.order = Shuffle(rows, seed, window=window, sizes=[count * size for count in rows])
         self.length = self.order.length
-        self.windows = Windows(self.order, _Load(files, pieces), together)
+        self.windows = Windows(self.order, _Open(files, pieces))
 
     def read(self, start: int, stop: int) -> dict[str, Tensor]:
         tokens, labels = np.empty((stop - start, self.tokens), np.int64), np.empty(stop - start, np.int64)
         done = 0
         for run in self.order.where(start, stop):
-            [window] = self.windows.of(run.epoch, run.window).values()
             here = slice(done, done + len(run.rows))
-            tokens[here] = window[run.places]
+            _gather(self.windows.of(run.epoch, run.window), run, tokens[here])
             labels[here] = self.labels[self.begins[run.shards] + run.rows]
             done = here.stop
         return {"tokens": torch.from_numpy(tokens), "labels": torch.from_numpy(labels)}
@@ -66,14 +71,37 @@ class TokenStream(Stream[dict[str, Tensor]]):
         return stored
 
 
-class _Load:
-    """Reads the pieces of a window into one array."""
+class _Open:
+    """Opens a piece."""
 
     def __init__(self, files: Files, pieces: Sequence[Piece]) -> None:
         self.files, self.pieces = files, pieces
 
-    def __call__(self, window: tuple[int, ...]) -> np.ndarray:
-        found = (self.pieces[piece] for piece in window)
-        return np.concatenate(
-            [np.load(self.files.path(name), mmap_mode="r")[start:stop] for name, start, stop in found]
-        )
+    def __call__(self, piece: int) -> np.ndarray:
+        name, start, stop = self.pieces[piece]
+        return mapped(self.files.path(f"{name}.tokens.npy"), start, stop)
+
+
+def mapped(path: Path, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """Rows of a .npy file, mapped, after having been read once from one end to the other. Raises DataError for a file
+    that numpy.save has not written."""
+    with path.open("rb") as file:
+        # numpy.load parses the header with `ast`, which in Python 3.11 can fail while another thread does so, too.
+        magic = file.read(8)  # and the version
+        header = file.read(int.from_bytes(file.read(2 if magic[6:7] == b"\1" else 4), "little"))
+        found = _HEADER.match(header) if magic.startswith(np.lib.format.MAGIC_PREFIX) else None
+        if found is None:
+            raise DataError(f"{path} is not an array of numbers as numpy.save writes it; write it again")
+        shape = tuple(int(length) for length in found[2].split(b",") if length.strip())
+        whole = np.memmap(file, np.dtype(found[1].decode()), "r", file.tell(), shape)
+    rows = whole.view(np.ndarray)[start:stop]  # numpy.memmap itself makes an object with a file of every slice
+    if rows.size:
+        rows.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE].max()  # NumPy lets other threads run meanwhile
+    return rows
+
+
+def _gather(shards: Mapping[int, np.ndarray], run: Run, out: np.ndarray) -> None:
+    """Copies the rows of a run."""
+    for shard in set(run.shards.tolist()):
+        mine = (run.shards == shard).nonzero()[0]
+        out[mine] = shards[shard][run.rows[mine]]
