@@ -192,11 +192,12 @@ class Transform(ABC):
 
 @dataclass(frozen=True)
 class MixtureData:
-    """What a mixture method sees: uint8 images [n, C, H, W] of the pool and of the target it should serve, labels for
-    reporting only (class names; None where there are none), never for choosing weights."""
+    """What a mixture method sees: the pool and the target it should serve, of one modality, either uint8 images
+    [n, C, H, W] or texts. Labels (class names; None where there are none) are for reporting, and for weights that a person
+    gives by label; no search reads them."""
 
-    pool: np.ndarray
-    target: np.ndarray
+    pool: np.ndarray | list[str]
+    target: np.ndarray | list[str]
     pool_labels: Sequence[str | None]
     target_labels: Sequence[str | None]
 
@@ -204,12 +205,12 @@ class MixtureData:
 @dataclass
 class MixtureResult:
     """`sample_weights` [n_pool] float64, sum 1: the probability with which each pool sample is drawn. `summary` holds
-    plain metrics, `tables` rows for report and artifacts (history, clusters), all JSON-able."""
+    plain metrics, `tables` rows for report and artifacts (history, clusters), all JSON-able; `figures` are PNGs by name."""
 
     sample_weights: np.ndarray
     summary: dict[str, float]
     tables: dict[str, list[dict[str, Any]]]
-    figures: dict[str, bytes] = field(default_factory=dict)  # name -> PNG
+    figures: dict[str, bytes] = field(default_factory=dict)
 
 
 class Mixture(ABC):

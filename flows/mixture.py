@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow
 
@@ -13,39 +13,32 @@ from flows.context import StageContext, StageFailed
 from flows.pipeline import label, walk
 from flows.request import Request
 
+if TYPE_CHECKING:
+    from components.interfaces import Files, MixtureData
+
 
 def body(ctx: StageContext) -> dict[str, float]:
     """Fits the recipe's mixture on the splits `train` (the pool) and `target`; writes the weight of every pool sample.
 
     sample_weights.npy [n_train] float64, sum 1, in the row order of split train; mixture.json {summary, target_share};
     tables/ (clusters, history of every proxy, baselines, fits of the predictor) and figures/."""
-    import numpy as np
-
     from components import registry
-    from components.data.shards import load_split
-    from components.interfaces import Mixture, MixtureData
+    from components.interfaces import Mixture
 
     section = dict(ctx.section("mixture"))
     target_share = float(section.pop("target_share", 0.0))
-    dataset = ctx.input("dataset")
-    classes = json.loads((dataset / "dataset.json").read_text())["classes"]
     if ctx.recipe["dataset"].get("target") is None:
         raise StageFailed(
             "recipe.yaml: mixture: a mixture is searched for a target, but dataset.target is null; name a source there "
             "(dataset.target: {type: ...}), or set mixture: null to train on the whole source"
         )
-    pool, target = load_split(dataset, "train"), load_split(dataset, "target")
-
-    def names(labels: np.ndarray) -> list[str | None]:
-        return [classes[i] if i < len(classes) else None for i in labels]
-
-    data = MixtureData(pool.images, target.images, names(pool.labels), names(target.labels))
+    data = _data(ctx.files("dataset"))
     # proxies of an earlier version of the code are not to be found again
     workdir = ctx.work / "proxies" / str((ctx.recipe.get("code") or {}).get("mixture", "unversioned"))[:16]
     workdir.mkdir(parents=True, exist_ok=True)
     try:
         mixture = registry.build(Mixture, section)
-        result = mixture.fit(data, seed=ctx.seed, workdir=workdir, map=_in_turn, monitor=ctx)
+        result = mixture.fit(data, seed=ctx.seed, workdir=workdir, map=ctx.map, monitor=ctx)
     except ValueError as error:
         if str(error).startswith("mixture."):
             raise StageFailed(f"recipe.yaml: {error}") from error
@@ -60,9 +53,19 @@ def body(ctx: StageContext) -> dict[str, float]:
     return result.summary
 
 
-def _in_turn(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    """A proxy takes a millisecond: sending it elsewhere would cost more than training it."""
-    return [function(item) for item in items]
+def _data(files: Files) -> MixtureData:
+    """The pool and the target in memory: as pictures where the data set has any, else as texts."""
+    from components.data.shards import Texts, describe, load_split, load_texts
+    from components.interfaces import MixtureData
+
+    about = describe(files)
+    is_text = "text" in about["modalities"] and "image" not in about["modalities"]
+    load = load_texts if is_text else load_split
+    pool, target = load(files, "train"), load(files, "target")
+    classes = [*about["classes"], None]  # a sample without a label has the number after the last class
+    pool_values, target_values = (part.texts if isinstance(part, Texts) else part.images for part in (pool, target))
+    labels = ([classes[number] for number in part.labels] for part in (pool, target))
+    return MixtureData(pool_values, target_values, *labels)
 
 
 def _write(ctx: StageContext, name: str, save: Callable[[str], None]) -> None:

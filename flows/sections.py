@@ -188,10 +188,10 @@ def _component(value: Any, kind: type, own: type[BaseModel], path: tuple[str, ..
 def json_schema() -> dict[str, Any]:
     """Draft 2020-12: every section, and for every `type` the configuration its constructor takes."""
     from components.interfaces import KINDS
-    from components.mixture.problem import Objective, Proxy, SampleScore
+    from components.mixture.problem import Embedder, Objective, Proxy, SampleScore
 
     definitions: dict[str, Any] = {}
-    for kind in (*KINDS.values(), Objective, Proxy, SampleScore):
+    for kind in (*KINDS.values(), Embedder, Objective, Proxy, SampleScore):
         definitions[kind.__name__] = {"oneOf": [_configuration(kind, name) for name in names(kind)] + [_foreign()]}
     sections = {name: _section_schema(model) for name, model in _MODELS.items()}
     for name, (kind, own) in _COMPONENTS.items():

@@ -97,7 +97,7 @@ def test_what_only_looks_imports_nothing_heavy(project: Path, arguments: tuple[s
     [
         (
             "run quikstart",
-            "there is no recipe 'quikstart', did you mean 'quickstart'? (there are: quickstart, tokenizer)",
+            "there is no recipe 'quikstart', did you mean 'quickstart'? (there are: climb-text, quickstart, tokenizer)",
         ),
         ("run ../quickstart", "'../quickstart' is not a recipe's name"),
         ("plan quickstart --scale tny", "recipes/quickstart.yaml has no scale 'tny', did you mean 'tiny'?"),

@@ -14,12 +14,15 @@ import pytest
 from components import registry
 from components.interfaces import Mixture, MixtureData, MixtureResult, Silent
 from components.mixture import clusters as clustering
+from components.mixture import samples
 from components.mixture.clustered import Setup, split
 from components.mixture.clusters import Clustering, Clusters
 from components.mixture.dirichlet import Dirichlet, key
-from components.mixture.embedding import Embedding
+from components.mixture.embedders.gradients import Gradients
 from components.mixture.predictor import Predictor
 from components.mixture.problem import Objective
+from components.mixture.proxies._counts import count
+from components.mixture.proxies.visual_words import Words
 from components.mixture.search import Found, Search
 from components.mixture.store import Run, Store, Train
 
@@ -215,10 +218,11 @@ def test_a_killed_search_goes_on_where_it_stopped(tmp_path: Path, survived: int)
 
 
 def test_a_proxy_can_be_sent_to_a_worker(tmp_path: Path) -> None:
-    problem, name = Setup(clustering=Clustering(fine=20, most=4)).build(pictures(), seed=0)
-    train = Train(problem.score, Store(tmp_path, name))
+    setup, data = Setup(clustering=Clustering(fine=20, most=4)), pictures()
+    made = setup.build(data, setup.clusters(data, seed=0), seed=0)
+    train = Train(made.problem.score, Store(tmp_path, made.name))
     alpha = np.full(4, 0.25)
-    assert pickle.loads(pickle.dumps(train))((alpha, 0)) == problem.score(alpha, 0)
+    assert pickle.loads(pickle.dumps(train))((alpha, 0)) == made.problem.score(alpha, 0)
 
 
 def test_a_store_never_answers_for_another_problem(tmp_path: Path) -> None:
@@ -241,6 +245,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "random_search": {"proxies": 28},
     "uniform": {},
     "proportional": {},
+    "manual": {"weights": {"d": 0.5, "a": 0.2}},
 }
 
 
@@ -271,7 +276,7 @@ def fit(name: str, folder: Path, seed: int = 0, **changes: Any) -> MixtureResult
 @pytest.mark.parametrize("name", registry.names(Mixture))
 def test_contract(name: str, tmp_path: Path) -> None:
     data = pictures()
-    before = data.pool.copy()
+    before = np.array(data.pool)
     result = fit(name, tmp_path / "one")
     assert result.sample_weights.shape == (len(data.pool),)
     assert result.sample_weights.dtype == np.float64
@@ -315,6 +320,32 @@ def test_uniform_and_proportional(tmp_path: Path) -> None:
     assert [row["weight"] for row in uniform.tables["clusters"]] == [0.25] * 4
 
 
+def test_manual_weights_are_by_label_and_the_others_share_the_rest(tmp_path: Path) -> None:
+    result = fit("manual", tmp_path)
+    labels = np.array([label or "" for label in pictures().pool_labels])
+    shares = {name: result.sample_weights[labels == name].sum() for name in ("a", "b", "c", "d", "")}
+    assert shares == pytest.approx({"d": 0.5, "a": 0.2, "b": 0.3 * 80 / 160, "c": 0.3 * 60 / 160, "": 0.3 * 20 / 160})
+    assert len(set(result.sample_weights[labels == "a"])) == 1
+    assert {row["cluster"]: row["weight"] for row in result.tables["clusters"]}["(no label)"] == pytest.approx(0.0375)
+    assert result.summary["target_loss"] < result.summary["target_loss_uniform"]
+    natural = fit("manual", tmp_path, weights={})
+    assert np.allclose(natural.sample_weights, 1 / 260)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"d": 0.9, "a": 0.2}, "sum of at most 1"),
+        ({"d": -0.1}, "shares from 0 to 1"),
+        ({"e": 0.1}, r"no sample of the pool has the label 'e'.*\(there are: \(no label\), a, b, c, d\)"),
+        ({"a": 0.1, "b": 0.1, "c": 0.1, "d": 0.1, "(no label)": 0.1}, "sum is 0.5 and no label is left"),
+    ],
+)
+def test_manual_weights_that_cannot_be_are_explained(tmp_path: Path, weights: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=r"mixture\.weights: .*" + message):
+        fit("manual", tmp_path, weights=weights)
+
+
 def test_renaming_clusters_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = fit("climb", tmp_path / "plain")
     original = Clustering.fit
@@ -356,44 +387,34 @@ def test_the_objective_is_pluggable(tmp_path: Path) -> None:
 
 def test_the_target_is_split_without_overlap() -> None:
     target = pictures().target
-    twice = np.concatenate([target, target])
+    twice = samples.of(np.concatenate([target, target]))
     search_part, test_part = split(twice, 0.5, seed=0)
     assert len(search_part) == len(test_part) == 60
-    assert not {i.tobytes() for i in search_part} & {i.tobytes() for i in test_part}
+    assert not {twice.content(i) for i in search_part} & {twice.content(i) for i in test_part}
+    assert sorted([*search_part, *test_part]) == list(range(120))
     with pytest.raises(ValueError, match=r"mixture\.problem\.test_share"):
-        split(target[:1], 0.5, seed=0)
+        split(samples.of(target[:1]), 0.5, seed=0)
 
 
 def test_embeddings_are_of_unit_length() -> None:
     images = pictures().pool
-    vectors = Embedding(dimensions=12).fit_transform(images)
+    assert isinstance(images, np.ndarray)
+    vectors = Gradients(dimensions=12).fit_transform(images, seed=0)
     assert vectors.shape == (len(images), 12)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1)
 
 
 def test_the_proxy_is_a_distribution() -> None:
     """The interpolated n-gram sums to one over the next word: every order, seen or unseen context."""
-    from components.mixture.problem import ProxyData
-    from components.mixture.proxies.visual_words import VisualWords, _Counts
-
-    data = pictures()
-    made = Clusters.of(np.arange(len(data.pool)) % 3)
+    words, rng = 4, np.random.default_rng(0)
+    pool = Words(rng.integers(0, words, (260, 4, 4)), words)
     alpha = np.array([0.2, 0.3, 0.5])
-    total, words = np.zeros(16), 4
-    proxy = VisualWords(words=words)
-    drawn = np.random.default_rng(0).integers(0, words, (len(data.pool), 4, 4))
-    start = drawn[:1].copy()
+    start = rng.integers(0, words, (1, 4, 4))
     for place in range(16):
-        for word in range(words):
-            probe = start.copy()
-            probe.reshape(-1)[place] = word
-            counts: _Counts = proxy._counts(drawn, ProxyData(data.pool, made, data.target, data.target), probe)
-            bits = _Counts(
-                [e[:, place : place + 1] for e in counts.events], [c[:, place : place + 1] for c in counts.contexts],
-                1, words, counts.smoothing,
-            ).losses(alpha, 5000.0)  # fmt: skip
-            total[place] += 2.0 ** -bits[0]
-    assert np.allclose(total, 1)
+        probes = np.repeat(start, words, axis=0)
+        probes.reshape(words, -1)[:, place] = np.arange(words)
+        bits = count(pool, np.arange(260) % 3, Words(probes, words), 32.0).bits(alpha, 5000.0)
+        assert (2.0 ** -bits.reshape(words, 16)[:, place]).sum() == pytest.approx(1)
 
 
 def test_recipe_mistakes_are_refused() -> None:

@@ -60,7 +60,8 @@ def smallest(kind: type, name: str) -> dict[str, Any]:
     for key, field in registry.config_model(registry.lookup(kind, name)).model_fields.items():
         if field.is_required():
             inner = next(iter(_kinds_inside(field.annotation)), None)
-            config[key] = smallest(inner, registry.names(inner)[0]) if inner else "somewhere"
+            value = smallest(inner, registry.names(inner)[0]) if inner else "somewhere"
+            config[key] = {"mine": value} if get_origin(field.annotation) is dict else value
     return config
 
 

@@ -1,5 +1,4 @@
 # Files of this package that are parts, not mixtures.
 HELPERS = (
-    "clustered", "clusters", "dirichlet", "embedding", "figures", "predictor", "problem", "reporting", "search",
-    "store",
+    "clustered", "clusters", "dirichlet", "figures", "predictor", "problem", "reporting", "samples", "search", "store",
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """CLIMB (arXiv:2504.13161): mixture weights for data without domain labels, by iterated search with a predictor.
 
-1. Embed the pool, cluster it finely, drop bad clusters, merge the rest by Ward linkage (embedding.py, clusters.py).
+1. Embed the pool, cluster it finely, drop bad clusters, merge the rest by Ward linkage (embedders, clusters.py).
 2. Draw 64 mixtures around the natural shares (dirichlet.py), train a proxy on each and score it (problem.py).
 3. Fit a predictor of the score (predictor.py); train 32, then 16 more mixtures picked among those it likes best.
 4. The weights are the arg-max of the last predictor over fresh candidates (search.py).

@@ -15,26 +15,36 @@ from pydantic import ConfigDict
 
 @dataclass(frozen=True)
 class Clusters:
-    """`of_sample` [n] int64 in [0, K), -1 where pruned; `sizes` [K]. Names are for people and change nothing."""
+    """`of_sample` [n] int64 in [0, K), -1 where pruned; `sizes` [K] samples, `amounts` [K] what these hold (bytes of texts;
+    pictures count one each). Names are for people and change nothing.
+
+    A weight is a share of what is drawn in the unit of the amounts, as the paper's are shares of tokens."""
 
     of_sample: np.ndarray
     sizes: np.ndarray
+    amounts: np.ndarray
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, of_sample: np.ndarray, names: Sequence[str] | None = None) -> Clusters:
-        sizes = np.bincount(of_sample[of_sample >= 0])
-        return cls(of_sample, sizes, tuple(names or (f"c{i:02d}" for i in range(len(sizes)))))
+    def of(
+        cls, of_sample: np.ndarray, names: Sequence[str] | None = None, amounts: np.ndarray | None = None
+    ) -> Clusters:
+        """`amounts` [n] of every sample; None: all hold the same."""
+        inside = of_sample >= 0
+        sizes = np.bincount(of_sample[inside])
+        held = sizes.astype(float) if amounts is None else np.bincount(of_sample[inside], amounts[inside])
+        return cls(of_sample, sizes, held, tuple(names or (f"c{i:02d}" for i in range(len(sizes)))))
 
     @property
     def shares(self) -> np.ndarray:
         """Natural shares [K] of the surviving samples, sum 1."""
-        return self.sizes / self.sizes.sum()
+        return self.amounts / self.amounts.sum()
 
     def sample_weights(self, alpha: np.ndarray) -> np.ndarray:
-        """Cluster weights [K] -> probability of every sample [n], sum 1."""
+        """Cluster weights [K] -> probability of every sample [n], sum 1: alike inside a cluster, and such that the expected
+        share of what is drawn from cluster k is alpha[k]."""
         inside = self.of_sample >= 0
-        weights = np.where(inside, (alpha / self.sizes)[self.of_sample], 0.0)
+        weights = np.where(inside, (alpha / self.amounts)[self.of_sample], 0.0)
         return weights / weights.sum()
 
 
@@ -88,8 +98,14 @@ class Clustering:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    def fit(self, vectors: np.ndarray, scores: Sequence[tuple[np.ndarray, float]], seed: int) -> Clusters:
-        """Vectors [n, d], pruning scores ([n], threshold) -> merged clusters, the largest first."""
+    def fit(
+        self,
+        vectors: np.ndarray,
+        scores: Sequence[tuple[np.ndarray, float]],
+        seed: int,
+        amounts: np.ndarray | None = None,
+    ) -> Clusters:
+        """Vectors [n, d], pruning scores ([n], threshold), amounts [n] -> merged clusters, that of most samples first."""
         labels, centroids = fine(vectors, self.fine, seed)
         keep = surviving(labels, scores)
         group = np.full(len(keep), -1)
@@ -98,4 +114,4 @@ class Clustering:
         sizes = np.bincount(of_sample[of_sample >= 0])
         rank = np.empty(len(sizes), int)
         rank[np.argsort(-sizes, kind="stable")] = np.arange(len(sizes))
-        return Clusters.of(np.where(of_sample >= 0, rank[of_sample], -1))
+        return Clusters.of(np.where(of_sample >= 0, rank[of_sample], -1), amounts=amounts)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from components.mixture.samples import Pictures, Texts
     from components.mixture.search import Trial
 
 INK, PALE, FOUND = "#1f3a5f", "#c8d3e0", "#d1495b"
@@ -18,21 +19,21 @@ ROUNDS = ("#9db4c8", "#4f86b5", "#d1495b", "#7a3b69")
 
 
 def clusters(
-    rows: list[dict[str, Any]], of_sample: np.ndarray, pool: np.ndarray, target: np.ndarray, seed: int
+    rows: list[dict[str, Any]], of_sample: np.ndarray, pool: Pictures | Texts, target: Pictures | Texts, seed: int
 ) -> bytes:
-    """The target, then every cluster, heaviest first: its weight beside its natural share, and example pictures."""
+    """The target, then every cluster, heaviest first: its weight beside its natural share, and examples."""
     rng = np.random.default_rng(seed)
-    count = 20
     figure = _figure(11, 0.42 * (len(rows) + 1) + 0.7)
     top, bottom = 1 - 0.5 / figure.get_figheight(), 0.06 / figure.get_figheight()
     step = (top - bottom) / (len(rows) + 1)
     figure.text(0.03, 1 - 0.28 / figure.get_figheight(), "what the mixture draws", weight="bold", color=INK, size=11)
     figure.text(0.24, 1 - 0.28 / figure.get_figheight(), "weight (red) and natural share (gray)", color=INK, size=9)
     most = max(max(row["weight"], row["share"]) for row in rows)
-    for i, images in enumerate([target, *(pool[of_sample == row["index"]] for row in rows)]):
+    every = [(target, np.arange(len(target))), *((pool, np.flatnonzero(of_sample == row["index"])) for row in rows)]
+    for i, (samples, mine) in enumerate(every):
         low = top - (i + 1) * step
         strip = figure.add_axes((0.46, low + 0.04 * step, 0.53, 0.92 * step))
-        strip.imshow(_strip(images[rng.permutation(len(images))[:count]], count), cmap="gray", vmin=0, vmax=255)
+        samples.draw(strip, rng.permutation(mine))
         strip.axis("off")
         if i == 0:
             figure.text(0.03, low + 0.35 * step, "target", weight="bold", size=9, color=FOUND)
@@ -95,15 +96,6 @@ def baselines(final: dict[str, float]) -> bytes:
     _plain(axes)
     figure.tight_layout()
     return _png(figure)
-
-
-def _strip(images: np.ndarray, count: int) -> np.ndarray:
-    """uint8 [n, C, H, W] -> one row of `count` places, [H, count * (W + 1)] gray or [..., 3]."""
-    channels, height, width = images.shape[1:]
-    canvas = np.full((height, count * (width + 1), channels), 255, np.uint8)
-    for i, image in enumerate(images):
-        canvas[:, i * (width + 1) : i * (width + 1) + width] = image.transpose(1, 2, 0)
-    return canvas[..., 0] if channels == 1 else canvas
 
 
 def _figure(width: float, height: float) -> Figure:

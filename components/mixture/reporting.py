@@ -7,14 +7,15 @@ occur in the target.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from components.interfaces import MixtureData, MixtureResult
-from components.mixture import figures
-from components.mixture.problem import Problem
+from components.mixture import figures, samples
+from components.mixture.clusters import Clusters
 from components.mixture.search import Found, Trial
 
 
@@ -39,21 +40,25 @@ class Choice:
         self.rivals["best_of_n"] = max(trials, key=lambda t: t.score).alpha[None]
 
 
-def report(choice: Choice, problem: Problem, data: MixtureData, seed: int) -> MixtureResult:
-    """Losses are those of the final model on the test part of the target, in the unit of the objective (bits per token
-    for `visual_words` and `mean`)."""
-    clusters = problem.clusters
+def report(
+    choice: Choice, clusters: Clusters, final_losses: Callable[[np.ndarray], list[float]], data: MixtureData, seed: int
+) -> MixtureResult:
+    """`final_losses`: mixtures [m, K] -> losses of the final models on the test part of the target, in the unit of the
+    objective (bits per token for n-grams and `mean`)."""
     alpha, shares = choice.alpha, clusters.shares
     rivals = {"uniform": np.full((1, len(alpha)), 1.0 / len(alpha)), "natural": shares[None], **choice.rivals}
-    final = {"found": problem.target_loss(alpha, seed)}
-    final |= {name: float(np.mean([problem.target_loss(a, seed) for a in rows])) for name, rows in rivals.items()}
+    mixtures = {"found": alpha[None], **rivals}
+    losses = np.array(final_losses(np.concatenate(list(mixtures.values()))))
+    ends = np.cumsum([len(rows) for rows in mixtures.values()])
+    final = {name: float(part.mean()) for name, part in zip(mixtures, np.split(losses, ends[:-1]), strict=True)}
 
     summary = {"target_loss": final["found"]}
     summary |= {f"target_loss_{name}": loss for name, loss in final.items() if name != "found"}
     summary["gain_over_uniform"] = final["uniform"] - final["found"]
     summary |= {"clusters": float(len(alpha)), "pruned_samples": float((clusters.of_sample < 0).sum())}
     summary |= {"proxies": float(len(choice.trials)), "clusters_used": float((alpha > 0).sum())}
-    rows = cluster_rows(problem, alpha, data)
+    pool, target = samples.of(data.pool), samples.of(data.target)
+    rows = cluster_rows(clusters, alpha, data, pool)
     summary |= label_summary(rows)
     summary |= search_summary(choice.trials)
     tables = {
@@ -64,26 +69,30 @@ def report(choice: Choice, problem: Problem, data: MixtureData, seed: int) -> Mi
         ],
         "predictor_fits": [{"fit": i + 1, "rows": n} for i, n in enumerate(choice.fitted_on)],
     }
-    pictures = {"clusters": figures.clusters(rows, clusters.of_sample, data.pool, data.target, seed)}
+    pictures = {"clusters": figures.clusters(rows, clusters.of_sample, pool, target, seed)}
     if choice.trials:
         pictures["search"] = figures.search(choice.trials, choice.predicted)
         pictures["baselines"] = figures.baselines(final)
     return MixtureResult(clusters.sample_weights(alpha), summary, tables, pictures)
 
 
-def cluster_rows(problem: Problem, alpha: np.ndarray, data: MixtureData) -> list[dict[str, Any]]:
-    """One row a cluster, heaviest first. `target_share`: of its labeled samples, the share with a target label."""
-    clusters = problem.clusters
+def cluster_rows(
+    clusters: Clusters, alpha: np.ndarray, data: MixtureData, pool: samples.Pictures | samples.Texts
+) -> list[dict[str, Any]]:
+    """One row a cluster, heaviest first. `labels`: its commonest with their counts; `target_share`: of its labeled samples,
+    the share with a target label."""
     wanted = {label for label in data.target_labels if label is not None}
     labels = np.array([label if label is not None else "" for label in data.pool_labels], object)
     rows = []
     for k, name in enumerate(clusters.names):
-        mine = [label for label in labels[clusters.of_sample == k] if label]
+        members = np.flatnonzero(clusters.of_sample == k)
+        mine = [label for label in labels[members] if label]
         common = Counter(mine).most_common(5)
         rows.append({
             "cluster": name, "index": k, "size": int(clusters.sizes[k]), "share": float(clusters.shares[k]),
             "weight": float(alpha[k]), "labels": " ".join(f"{label}:{count}" for label, count in common),
             "target_share": sum(label in wanted for label in mine) / len(mine) if mine else None,
+            **pool.columns(members),
         })  # fmt: skip
     return sorted(rows, key=lambda row: -row["weight"])
 

@@ -17,7 +17,7 @@ import numpy as np
 from components.interfaces import Map, Monitor
 from components.mixture.dirichlet import Dirichlet, key
 from components.mixture.predictor import Predict, Predictor
-from components.mixture.store import Run, Score, Store, Train
+from components.mixture.store import Run, Score, Store, trained
 
 FRESH = 1_000_003  # the stream of the final candidates, apart from the stream of any round
 
@@ -45,7 +45,8 @@ class Found:
 
 @dataclass(frozen=True)
 class Search:
-    """`score(alpha, seed)` trains one proxy; `shares` [K] are natural shares; finished proxies are in `store`."""
+    """`score(alpha, seed)` trains one proxy; `shares` [K] are natural shares; finished proxies are in `store`. `names` [K]
+    are for weights that a person gives; no search reads them."""
 
     score: Score
     shares: np.ndarray
@@ -53,6 +54,7 @@ class Search:
     seed: int
     map: Map
     monitor: Monitor
+    names: tuple[str, ...] = ()
 
     def random(self, sampler: Dirichlet, count: int, total: int | None = None) -> list[Trial]:
         """`count` mixtures of the sampler, trained: the first round of `total`, or a search without any predictor."""
@@ -90,10 +92,7 @@ class Search:
         self, alphas: np.ndarray, predicted: np.ndarray | None, *, round: int, before: int, total: int
     ) -> list[Trial]:
         runs: list[Run] = [(alpha, self.seed * 100_000 + before + i) for i, alpha in enumerate(alphas)]
-        scores = [self.store.read(run) for run in runs]
-        missing = [run for run, score in zip(runs, scores, strict=True) if score is None]
-        trained = iter(self.map(Train(self.score, self.store), missing))
-        done = [next(trained) if score is None else score for score in scores]
+        done = trained(self.score, self.store, runs, self.map)
         self.monitor.progress(before + len(runs), total, f"proxies, round {round + 1}")
         self.monitor.log(round, {"score_mean": float(np.mean(done)), "score_best": float(np.max(done))})
         guesses: list[Any] = [None] * len(runs) if predicted is None else predicted.tolist()

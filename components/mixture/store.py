@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from components.interfaces import Map
 
 Score = Callable[[np.ndarray, int], float]  # (alpha [K], seed) -> score, higher is better
 Run = tuple[np.ndarray, int]  # (alpha, seed)
@@ -57,3 +59,11 @@ class Train:
         score = self.score(*run)
         self.store.write(run, score)
         return score
+
+
+def trained(score: Score, store: Store, runs: Sequence[Run], map: Map) -> list[float]:
+    """The score of every run, in order; those that are not in the store are trained, through `map`."""
+    scores = [store.read(run) for run in runs]
+    missing = [run for run, found in zip(runs, scores, strict=True) if found is None]
+    new = iter(map(Train(score, store), missing))
+    return [next(new) if found is None else found for found in scores]

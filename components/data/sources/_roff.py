@@ -132,7 +132,7 @@ def _holds(condition: str) -> bool:
     wanted = not condition.startswith("!")
     condition = condition.lstrip("!")
     if condition[0] in "'\"":
-        first, second = condition[1:-1].split(condition[0], 1)
+        first, _, second = condition[1:-1].partition(condition[0])
         return (first == second) == wanted
     return (condition == "n") == wanted
 

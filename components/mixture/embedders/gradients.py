@@ -1,4 +1,4 @@
-"""Pictures -> vectors, fitted in the run.
+"""Pictures -> vectors: what strokes are where, and where the ink is.
 
 Histograms of oriented gradients (Dalal and Triggs, 2005) over a grid of cells say what strokes are where; mean
 intensities of the cells say where the ink is. Each block is scaled to unit variance, the whole is reduced by PCA with
@@ -8,25 +8,21 @@ noise decide) and scaled to unit length, so that Euclidean distances between cen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-from pydantic import ConfigDict
+
+from components.mixture.problem import Embedder
 
 
-@dataclass(frozen=True, kw_only=True)
-class Embedding:
-    """`cells` a side, `orientations` over 180 degrees, `dimensions` of the result."""
+class Gradients(Embedder[np.ndarray]):
+    """`cells` a side, `orientations` over 180 degrees, `dimensions` of the result. The seed changes nothing."""
 
-    cells: int = 4
-    orientations: int = 8
-    dimensions: int = 32
+    modality = "image"
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    def __init__(self, *, cells: int = 4, orientations: int = 8, dimensions: int = 32) -> None:
+        self.cells, self.orientations, self.dimensions = cells, orientations, dimensions
 
-    def fit_transform(self, images: np.ndarray) -> np.ndarray:
-        """uint8 [n, C, H, W] -> float64 [n, dimensions], rows of unit length. Deterministic."""
-        blocks = [self._gradients(images), self._intensities(images)]
+    def fit_transform(self, samples: np.ndarray, seed: int) -> np.ndarray:
+        blocks = [self._gradients(samples), self._intensities(samples)]
         scaled = [b / max(float(b.std(axis=0).mean()), 1e-12) / b.shape[1] ** 0.5 for b in blocks]
         features = np.concatenate(scaled, axis=1)
         features -= features.mean(axis=0)
