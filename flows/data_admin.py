@@ -20,12 +20,14 @@ def verify(settings: Settings, thorough: bool) -> int:
     """Says what the store has lost or damaged, and which runs and models that concerns."""
     with console.status("reading every object" if thorough else "looking for every object"):
         problems = upkeep.verify(settings, thorough)
-    place = datasets.store(settings).url
     if not problems:
-        console.print(f"everything that runs and models need is in {place}", soft_wrap=True)
+        console.print(f"everything that runs and models need is in {datasets.store(settings).url}", soft_wrap=True)
         return 0
     _print(problems)
-    console.print(f"{len(problems)} objects of {place} are missing or damaged; `tessera data repair` mends what it can")
+    places = " and ".join(sorted({problem.url for problem in problems}))
+    console.print(
+        f"{len(problems)} objects of {places} are missing or damaged; `tessera data repair` mends what it can"
+    )
     return 1
 
 
@@ -42,10 +44,12 @@ def repair(settings: Settings) -> int:
         return 0
     _print(left)
     runs = sorted({run for problem in left for run in problem.runs})
+    trees = len({problem.tree for problem in left})
     console.print(
-        f"{len(left)} objects are nowhere on this machine; run again what made them: "
-        + ", ".join(f"`tessera run ... --name {run}`" for run in runs)
+        f"{len(left)} objects are nowhere on this machine. The lists of {trees} data sets are taken out of the store, so that "
+        "nobody takes them for whole" + (f"; run again what made them: {', '.join(runs)}" if runs else "")
     )
+    upkeep.forget(settings, left)
     return 1
 
 
@@ -57,6 +61,6 @@ def gc(settings: Settings, grace_hours: float, dry: bool) -> int:
     if dry:
         console.print(f"{len(found)} objects ({size:.1f} MB) are not needed; `tessera data gc --yes` removes them")
     else:
-        upkeep.collect(settings, found)
-        console.print(f"removed {len(found)} objects ({size:.1f} MB)")
+        removed = upkeep.collect(settings, found, grace_hours)
+        console.print(f"removed {len(removed)} objects ({sum(removed.values()) / 2**20:.1f} MB)")
     return 0

@@ -74,7 +74,8 @@ def referred(settings: Settings, runs: Iterable[Path]) -> Iterator[str]:
 
 def _stores(settings: Settings) -> list[Path]:
     """The folders of objects that are this project's own: the cache, and the remote where it is a folder."""
-    local = [] if "://" in settings.remote else [Path(settings.remote)]
+    remote = datasets.store(settings).url
+    local = [] if "://" in remote else [Path(remote)]
     return [root / "files" / "md5" for root in (settings.home / "cache", *local)]
 
 

@@ -3,7 +3,7 @@
     store = datasets.store(settings)                       # picklable; opens its own connections in each process
     shard = store.put("train/part-00000-000.parquet", data)        # on any worker, any number of times
     sealed = datasets.seal(store, shards)                  # all are there: now the tree object, which is the commit
-    files = StoreFiles(store, datasets.tree(store, sealed.md5))    # names, and local files of their content
+    files = datasets.open_tree(store, sealed.md5)          # names, and local files of their content
 
 No byte of a shard passes through the driver. What `seal` writes is what DVC itself would: `dvc pull` and `dvc get` work
 on it. Leaves first, the tree last, for a tree in the remote makes DVC believe that all its leaves are there.
@@ -12,34 +12,44 @@ on it. Leaves first, the tree last, for a tree in the remote makes DVC believe t
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
-import time
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from configparser import ConfigParser
 from configparser import Error as ConfigError
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from infra.objects import FolderObjects, Objects, md5_of, objects
-from infra.settings import Settings
-from infra.storage import StorageError
+from infra.shard_cache import Damaged, ShardCache, StoreError, sound
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from infra.settings import Settings
+
+    class Stored(Protocol):
+        """An object as a sink has it: `Shard`, or another sink's own."""
+
+        @property
+        def name(self) -> str: ...
+
+        @property
+        def digest(self) -> str: ...
+
+        @property
+        def size(self) -> int: ...
+
 
 SEALED = "sealed.json"  # in the work folder of a stage whose output stays in the store
-_FEW = 2000  # leaves that are looked for one by one on S3; of more, the tree object must do
-_GRACE = 600.0  # seconds in which a file that was handed out is not evicted
+_FEW = 2000  # leaves that are looked for on S3; of more, the tree object must do
+_LOST = "; `tessera data verify` says which runs and models need it, `tessera data repair` mends what it can"
 
 
-class StoreError(StorageError):
-    """Data that the store has not, or not as they were; the message says what and what to do."""
-
-    user_error = True
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """An object of a data set: its path there, the MD5 of its bytes, its size."""
 
@@ -59,7 +69,9 @@ class Sealed:
 
 @dataclass(frozen=True)
 class Store:
-    """Where the data of a project are (`url`: a folder or s3://), and the cache through which they are read here."""
+    """Where the data of a project are (`url`: a folder or s3://), and the cache through which they are read here.
+
+    Satisfies `components.interfaces.Sink`; picklable, for it holds no connection."""
 
     url: str
     cache: Path
@@ -81,97 +93,27 @@ class Store:
 
     def missing(self, digests: Iterable[str]) -> set[str]:
         """Which of these objects the store has not."""
-        return self.objects.missing(digests)
+        wanted = set(digests)
+        return wanted - self.objects.sizes(wanted).keys()
 
     def fetch(self, digest: str) -> Path:
         """A local file with this content: the object itself where the store is a folder, else a copy in the cache. Checked
         against its hash once a process. Raises StoreError."""
-        own = self.objects.local(digest)
-        if own is None and isinstance(self.objects, FolderObjects):
-            raise StoreError(f"{self.url} has lost the object {digest}; `tessera data verify` says what it belongs to")
-        if own is not None:
-            if not _known(own) and md5_of(own) != digest:
-                raise StoreError(
-                    f"the object {digest} in {self.url} is damaged; `tessera data verify` says what it belongs to, "
-                    "`tessera data repair` mends it where this machine still has the data"
-                )
-            _checked[str(own)] = _mark(own)
-            return own
-        return self._cached(digest)
-
-    def _cached(self, digest: str) -> Path:
-        path = self.cache / digest[:2] / digest[2:]
-        with contextlib.suppress(FileNotFoundError):
-            if _known(path) or md5_of(path) == digest:
-                os.utime(path)  # used now
-                _checked[str(path)] = _mark(path)
-                return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
         try:
-            self._download(digest, fresh)
-            if md5_of(fresh) != digest:
-                raise StoreError(
-                    f"the object {digest} in {self.url} is damaged; `tessera data verify --thorough` says what it "
-                    "belongs to"
-                )
-            os.replace(fresh, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                fresh.unlink()
-        _checked[str(path)] = _mark(path)
-        evict(self.cache, self.cache_bytes, keep=path)
-        return path
-
-    def _download(self, digest: str, target: Path) -> None:
-        try:
-            self.objects.download(digest, target)
+            if isinstance(self.objects, FolderObjects):
+                own = self.objects.local(digest)
+                if own is None:
+                    raise FileNotFoundError(digest)
+                if not sound(own, digest):
+                    raise Damaged(f"the object {digest} is damaged")
+                return own
+            return ShardCache(self.cache, self.cache_bytes).take(
+                digest, lambda target: self.objects.download(digest, target)
+            )
         except FileNotFoundError as error:
-            raise StoreError(
-                f"{self.url} has lost the object {digest}; `tessera data verify` says what it belongs to"
-            ) from error
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            evict(self.cache, 0, keep=target)
-            try:
-                self.objects.download(digest, target)
-            except OSError as again:
-                raise StoreError(
-                    f"the disk of {self.cache} is full; free some space, or set TESSERA_SHARD_CACHE_MB to less than the "
-                    f"{self.cache_bytes >> 20} MB that the cache may take"
-                ) from again
-
-
-#: path -> (size, time of change) of files whose content was checked in this process
-_checked: dict[str, tuple[int, int]] = {}
-
-
-def _mark(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-def _known(path: Path) -> bool:
-    return _checked.get(str(path)) == _mark(path)
-
-
-def evict(cache: Path, most: int, keep: Path) -> None:
-    """Removes files from a cache, the longest unused first, until it holds at most `most` bytes. What was handed out a
-    moment ago stays, unless the cache has grown to twice its size."""
-    found: list[tuple[float, int, Path]] = []
-    for path in cache.glob("??/*"):
-        with contextlib.suppress(FileNotFoundError):
-            status = path.stat()
-            found.append((status.st_mtime, status.st_size, path))
-    total = sum(size for _, size, _ in found)
-    now = time.time()
-    for used, size, path in sorted(found):
-        if total <= most:
-            return
-        if path != keep and (now - used > _GRACE or total > 2 * most):
-            path.unlink(missing_ok=True)
-            total -= size
+            raise StoreError(f"{self.url} has lost the object {digest}{_LOST}") from error
+        except Damaged as error:
+            raise Damaged(f"{self.url}: {error}{_LOST}") from error
 
 
 def store(settings: Settings, url: str = "") -> Store:
@@ -185,57 +127,74 @@ def store(settings: Settings, url: str = "") -> Store:
 # ---------------------------------------------------------------------------------------------------------- trees
 
 
-def seal(place: Store, shards: Iterable[Any]) -> Sealed:
-    """Writes the tree object over objects that were put (anything with name, digest, size). Raises StoreError when one is
-    not there, or two of one name differ."""
-    named: dict[str, Shard] = {}
+def seal(place: Store, shards: Iterable[Stored]) -> Sealed:
+    """Writes the tree object over objects that were put. Raises StoreError when one is not there as it was put, or two of
+    one name differ."""
+    return _write(place, _named(shards))
+
+
+def append(place: Store, base: str, shards: Sequence[Stored]) -> Sealed:
+    """A new version of a data set: the tree `base` with shards added or replaced. Nothing old is downloaded but its tree."""
+    return _write(place, {**tree(place, base), **_named(shards)})
+
+
+def _named(shards: Iterable[Stored]) -> dict[str, Stored]:
+    named: dict[str, Stored] = {}
     for shard in shards:
-        before = named.setdefault(shard.name, Shard(shard.name, shard.digest, shard.size))
+        before = named.setdefault(shard.name, shard)
         if before.digest != shard.digest:
-            raise StoreError(f"two different objects want to be {shard.name}: {before.digest} and {shard.digest}")
-    lost = place.objects.missing(shard.digest for shard in named.values())
+            raise StoreError(
+                f"two different objects want to be {shard.name}: {before.digest} and {shard.digest}; what makes them must "
+                "make the same bytes each time"
+            )
+    return named
+
+
+def _write(place: Store, named: Mapping[str, Stored | str]) -> Sealed:
+    """The tree of names and what is there: shards with a known size, or the digests of an older version."""
+    entries = {name: shard if isinstance(shard, str) else shard.digest for name, shard in named.items()}
+    sizes = place.objects.sizes(set(entries.values()))
+    lost = [
+        name
+        for name, shard in named.items()
+        if entries[name] not in sizes or (not isinstance(shard, str) and sizes[shard.digest] != shard.size)
+    ]
     if lost:
-        names = [name for name, shard in named.items() if shard.digest in lost]
-        raise StoreError(f"{len(lost)} objects are not in {place.url}, e.g. {names[0]}; run the same command again")
-    entries = {name: shard.digest for name, shard in named.items()}
+        raise StoreError(
+            f"{len(lost)} objects are not whole in {place.url}, e.g. {lost[0]}; run the same command again"
+        )
     data = tree_bytes(entries)
     digest = tree_digest(data)
     place.objects.put(digest, data)
-    return Sealed(digest, len(named), sum(shard.size for shard in named.values()))
-
-
-def append(place: Store, base: str, shards: Sequence[Any]) -> Sealed:
-    """A new version of a data set: the tree `base` with shards added or replaced. Nothing old is downloaded but its tree;
-    the size counts the new shards only, for a tree has no sizes."""
-    entries = tree(place, base) | {shard.name: shard.digest for shard in shards}
-    lost = place.objects.missing(set(entries.values()))
-    if lost:
-        raise StoreError(f"{len(lost)} objects of the new version are not in {place.url}")
-    data = tree_bytes(entries)
-    digest = tree_digest(data)
-    place.objects.put(digest, data)
-    return Sealed(digest, len(entries), sum(shard.size for shard in shards))
+    return Sealed(digest, len(entries), sum(sizes[entry] for entry in entries.values()))
 
 
 def tree_bytes(entries: Mapping[str, str]) -> bytes:
     """A directory object as DVC writes it."""
-    rows = [{"md5": digest, "relpath": name} for name, digest in sorted(entries.items())]
-    return json.dumps(rows, sort_keys=True).encode()
+    rows = (json.dumps({"md5": entries[name], "relpath": name}) for name in sorted(entries))
+    return f"[{', '.join(rows)}]".encode()  # a row at a time: there may be a hundred thousand
 
 
 def tree_digest(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest() + ".dir"
 
 
+def entries_of(digest: str, data: bytes) -> dict[str, str] | None:
+    """name -> MD5 of the files that a tree object lists; None where its bytes are not those of its name."""
+    if tree_digest(data) != digest:
+        return None
+    return {row["relpath"]: row["md5"] for row in json.loads(data)}
+
+
 def tree(place: Store, digest: str) -> dict[str, str]:
     """name -> MD5 of the files of a tree. Raises StoreError."""
     try:
-        rows = json.loads(place.objects.get(digest))
+        entries = entries_of(digest, place.objects.get(digest))
     except FileNotFoundError as error:
         raise StoreError(f"{place.url} has lost the data set {digest}; run the stage that makes it again") from error
-    except json.JSONDecodeError as error:
-        raise StoreError(f"the data set {digest} in {place.url} is damaged: {error}") from error
-    return {row["relpath"]: row["md5"] for row in rows}
+    if entries is None:
+        raise Damaged(f"{place.url}: the list of files of the data set {digest} is damaged{_LOST}")
+    return entries
 
 
 def whole(place: Store, digest: str) -> bool:
@@ -247,7 +206,7 @@ def whole(place: Store, digest: str) -> bool:
         return False
     if len(entries) > _FEW and not isinstance(place.objects, FolderObjects):
         return True
-    return not place.objects.missing(set(entries.values()))
+    return not place.missing(entries.values())
 
 
 @dataclass(frozen=True)
@@ -255,6 +214,7 @@ class StoreFiles:
     """A tree of the store as `components.interfaces.Files`. `entries`: name -> MD5."""
 
     place: Store
+    md5: str
     entries: Mapping[str, str]
 
     def names(self) -> list[str]:
@@ -262,8 +222,16 @@ class StoreFiles:
 
     def path(self, name: str) -> Path:
         if name not in self.entries:
-            raise FileNotFoundError(f"the data set has no {name}")
-        return self.place.fetch(self.entries[name])
+            raise FileNotFoundError(f"the data set {self.md5} has no {name}")
+        try:
+            return self.place.fetch(self.entries[name])
+        except StoreError as error:
+            raise type(error)(f"{name} of the data set {self.md5}: {error}") from error
+
+
+def open_tree(place: Store, digest: str) -> StoreFiles:
+    """A data set of the store. Raises StoreError."""
+    return StoreFiles(place, digest, tree(place, digest))
 
 
 # ------------------------------------------------------------------------------------------------------ of a run
@@ -294,9 +262,50 @@ def of_run(run: Path, settings: Settings) -> Store:
 
 
 def files(run: Path, stage: str, settings: Settings) -> StoreFiles | None:
-    """The committed output of a stage as it is in the store; None where the stage has none there."""
-    found = sealed(run, stage)
-    if found is None:
-        return None
+    """The committed output of a stage as it is in the store; None where the stage has none there.
+
+    Without its note - in a clone of the run - what `dvc.lock` names, if the store has it."""
     place = of_run(run, settings)
-    return StoreFiles(place, tree(place, found.md5))
+    if found := sealed(run, stage):
+        return open_tree(place, found.md5)
+    committed = _locked(run, stage)
+    return open_tree(place, committed) if committed and not place.missing([committed]) else None
+
+
+def materialize(run: Path, stage: str, settings: Settings, digest: str = "") -> Path:
+    """Puts the output of a stage that is in the store (`digest`: another tree than the one noted) into the run's folder in
+    place of what is there: all of it or nothing. DVC finds it unchanged, for its cache gets it, too. Raises StoreError."""
+    found = open_tree(of_run(run, settings), digest) if digest else files(run, stage, settings)
+    if found is None:
+        raise StoreError(f"run '{run.name}' has no {stage} in the store")
+    target = run / "outputs" / stage
+    fresh, old = run / "work" / stage / "fetched", target.with_name(f".{target.name}.old")
+    for folder in (fresh, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        fresh.mkdir(parents=True)
+        cache = FolderObjects(settings.home / "cache")
+        for name in found.names():
+            path = fresh / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(found.path(name), path)
+            cache.put_file(found.entries[name], path)
+        cache.put(found.md5, tree_bytes(found.entries))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(target, old)
+        os.replace(fresh, target)
+    finally:
+        for folder in (fresh, old):
+            shutil.rmtree(folder, ignore_errors=True)
+    (run / "work" / stage / SEALED).unlink(missing_ok=True)
+    return target
+
+
+def _locked(run: Path, stage: str) -> str | None:
+    """The tree that `dvc.lock` names as the output of a stage."""
+    from ruamel.yaml import YAML
+
+    lock = YAML(typ="safe").load(run / "dvc.lock") if (run / "dvc.lock").is_file() else None
+    outs = (lock or {}).get("stages", {}).get(stage, {}).get("outs", [])
+    return next((o["md5"] for o in outs if o["path"] == f"outputs/{stage}" and o["md5"].endswith(".dir")), None)

@@ -188,20 +188,35 @@ class StageNode:
         return hashlib.sha256(content.encode()).hexdigest()
 
     def restore(self) -> bool:
-        """Takes the outputs from the shared cache if any run has made them from the same inputs."""
+        """Takes the outputs from the shared cache or the store: what was committed here and is only gone (a clone
+        begins without it), or what any run has made from the same inputs."""
         from dvc.exceptions import DvcException
 
         known = [(dep, dep.hash_info, dep.meta) for dep in self._stage.deps]
         restored = False
         # a cache that lost an object: the stage runs instead
         with contextlib.suppress(DvcException, FileNotFoundError), self._graph.locked_repo():
-            restored = run_cache.restore(self._graph.repo, self._stage, self._save_deps, self._fetch)
-        if (
-            not restored
-        ):  # what was looked up counts as committed otherwise, and a failed body's retry would find no change
+            restored = self._recover() or run_cache.restore(self._graph.repo, self._stage, self._save_deps, self._fetch)
+        # what was looked up counts as committed otherwise, and a failed body's retry would find no change
+        if not restored:
             for dep, digest, meta in known:
                 dep.hash_info, dep.meta = digest, meta
         return restored
+
+    def _recover(self) -> bool:
+        """Brings outputs back to what was committed; False if anything else changed, or one is nowhere."""
+        outs = {f"output {out.def_path}": out for out in self._stage.outs}
+        reasons = self.why()
+        if not reasons or not reasons.keys() <= outs.keys():
+            return False
+        for out in (outs[name] for name in reasons):
+            if out.exists and out.get_hash() == out.hash_info:  # only the cache has lost it; the commit puts it there
+                continue
+            if not out.changed_cache():
+                out.checkout(force=True)
+            elif not self._fetch(out):
+                return False
+        return True
 
     def commit(self) -> None:
         """Outputs into the cache, then the lock. Raises GraphError when an output is not there."""
@@ -231,12 +246,20 @@ class StageNode:
                 dep.save()
 
     def _fetch(self, out: Any) -> bool:
-        """Takes an output from the store that the cache has not: a small one into the run's folder, of a large one the
-        name. False if the store has not all of it."""
-        tree = out.hash_info
-        if not (tree and tree.isdir and datasets.whole(self._graph.store, tree.value)):
+        """Takes an output from the store that the cache has not: a small one into the run's folder, of a large data set
+        its name. False if the store has not all of it."""
+        store = self._graph.store
+        if not out.hash_info:
             return False
-        self._graph.keep(self.name, out, tree.value)
+        digest = out.hash_info.value
+        if out.hash_info.isdir:
+            if out.def_path != f"outputs/{self.name}" or not datasets.whole(store, digest):
+                return False
+            self._graph.keep(self.name, out, digest)
+            return True
+        if store.missing([digest]):
+            return False
+        write_bytes_atomic(Path(out.fs_path), store.fetch(digest).read_bytes())
         return True
 
 
@@ -283,24 +306,13 @@ class RunGraph:
 
     def keep(self, stage: str, out: Any, tree: str) -> None:
         """Makes a tree of the store the output of a stage: a small one as a folder of the run, of a large one its name."""
-        entries = datasets.tree(self.store, tree)
         size = out.meta.size if out.meta and out.meta.size else 0
-        folder = Path(out.fs_path)
-        shutil.rmtree(folder, ignore_errors=True)
-        if size > self.settings.local_data_mb << 20:
-            write_bytes_atomic(
-                self.run / "work" / stage / datasets.SEALED,
-                datasets.note(datasets.Sealed(tree, len(entries), size)),
-            )
+        if size <= self.settings.local_data_mb << 20:
+            datasets.materialize(self.run, stage, self.settings, tree)
             return
-        fresh = self.run / "work" / stage / "fetched"
-        shutil.rmtree(fresh, ignore_errors=True)
-        for name, digest in entries.items():
-            target = fresh / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.store.fetch(digest), target)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(fresh, folder)
+        sealed = datasets.Sealed(tree, len(datasets.tree(self.store, tree)), size)
+        write_bytes_atomic(self.run / "work" / stage / datasets.SEALED, datasets.note(sealed))
+        shutil.rmtree(out.fs_path, ignore_errors=True)
 
     def node(self, name: str) -> StageNode:
         return self._nodes[name]
@@ -367,17 +379,19 @@ class RunGraph:
         """Removes from the remote each tree object of this run of which a leaf is gone.
 
         DVC takes a tree object as proof that its leaves are there, too, and would never push them again."""
-        odb = self.repo.cloud.get_remote_odb()
-        for node in self.stages:
-            for out in node._stage.outs:
-                if not (out.hash_info and out.hash_info.isdir):
-                    continue
-                tree = odb.oid_to_path(out.hash_info.value)
-                if not odb.fs.exists(tree) or not (content := out.get_obj()):
-                    continue
-                leaves = [odb.oid_to_path(leaf.value) for _, _, leaf in content]
-                if not all(odb.fs.exists(leaves)):
-                    odb.fs.remove(tree)
+        for digest in {out.hash_info.value for node in self.stages for out in node._stage.outs if _is_tree(out)}:
+            try:
+                broken = self.store.missing(datasets.tree(self.store, digest).values())
+            except datasets.Damaged:
+                broken = {digest}
+            except datasets.StoreError:  # not there at all
+                continue
+            if broken:
+                self.store.objects.remove(digest)
+
+
+def _is_tree(out: Any) -> bool:
+    return bool(out.hash_info and out.hash_info.isdir)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Objects named by the MD5 of their bytes, in the layout of a DVC remote: `files/md5/ab/cdef...`, in a folder or on S3.
 
 An object is there whole or not at all, and putting it again changes nothing; so any number of workers write at once and a
-retry is free. A worker needs hashlib and boto3, no DVC, no repository and no lock.
+retry is free. A worker needs hashlib and boto3, no DVC, no repository and no lock. Putting what is there already makes an
+old object young again, so that whoever collects old garbage leaves what a worker counts on.
 """
 
 from __future__ import annotations
@@ -9,28 +10,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from infra.storage import StorageError, parts_of
-
-_CHUNK = 1 << 20
-_LISTED = 300  # from so many objects on a listing is faster than asking for each
-_AT_ONCE = 16  # requests
-_ATTEMPTS = 8  # of a request to S3
+EMPTY = "d41d8cd98f00b204e9800998ecf8427e"  # the MD5 of no bytes
+YOUNG = 6 * 3600.0  # seconds; older objects are made young when they are put again
 
 
 def md5_of(path: Path) -> str:
     """The MD5 of a file's bytes."""
-    digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 class Objects(Protocol):
@@ -48,8 +42,12 @@ class Objects(Protocol):
         """Into a new file. Raises FileNotFoundError."""
         ...
 
-    def missing(self, digests: Iterable[str]) -> set[str]:
-        """Which of these are not there."""
+    def hashed(self, digest: str) -> str:
+        """The MD5 of the bytes that are there under this name, read anew. Raises FileNotFoundError."""
+        ...
+
+    def sizes(self, digests: Iterable[str]) -> dict[str, int]:
+        """The bytes of each of these objects; those that are not there are left out."""
         ...
 
     def every(self) -> Iterator[tuple[str, int, float]]:
@@ -57,6 +55,10 @@ class Objects(Protocol):
         ...
 
     def remove(self, digest: str) -> None: ...
+
+    def sweep(self, older: float) -> int:
+        """Removes what writers that were killed so many seconds ago left half-written; returns how many there were."""
+        ...
 
     def local(self, digest: str) -> Path | None:
         """The object's own file, where the store is a folder here."""
@@ -68,155 +70,92 @@ def place(digest: str) -> str:
 
 
 class FolderObjects:
-    """Objects as files, read-only: DVC takes such a one as verified."""
+    """Objects as files, read-only: DVC takes such a one as verified.
+
+    An empty file under the name of something else is what a power cut leaves of a new file, and counts as not there."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def put(self, digest: str, data: bytes) -> None:
-        self._create(digest, lambda path: path.write_bytes(data))
+        def write(target: str) -> None:
+            with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444), "wb") as file:
+                file.write(data)
+
+        self._create(digest, len(data), write)
 
     def put_file(self, digest: str, path: Path) -> None:
-        import shutil
+        def write(target: str) -> None:
+            shutil.copyfile(path, target)
+            os.chmod(target, 0o444)
 
-        self._create(digest, lambda target: shutil.copyfile(path, target))
+        self._create(digest, path.stat().st_size, write)
 
-    def _create(self, digest: str, write: Callable[[Path], Any]) -> None:
-        target = self.root / place(digest)
-        if target.is_file():
-            return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_name(f".{target.name}.{os.getpid()}.{time.monotonic_ns()}")
+    def _create(self, digest: str, size: int, write: Callable[[str], None]) -> None:
+        folder, name = f"{self.root}/files/md5/{digest[:2]}", digest[2:]
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(f"{folder}/{name}")
+            if status.st_size == size:
+                if time.time() - status.st_mtime > YOUNG:
+                    os.utime(f"{folder}/{name}")
+                return
+        os.makedirs(folder, exist_ok=True)
+        fresh = f"{folder}/.{name}.{os.getpid()}.{time.monotonic_ns()}"
         try:
             write(fresh)
-            os.chmod(fresh, 0o444)
-            os.replace(fresh, target)
-        finally:
+            os.replace(fresh, f"{folder}/{name}")
+        except BaseException:
             with contextlib.suppress(FileNotFoundError):
-                fresh.unlink()
+                os.unlink(fresh)
+            raise
 
     def get(self, digest: str) -> bytes:
         return (self.root / place(digest)).read_bytes()
 
     def download(self, digest: str, target: Path) -> None:
-        import shutil
-
         shutil.copyfile(self.root / place(digest), target)
 
-    def missing(self, digests: Iterable[str]) -> set[str]:
-        return {digest for digest in digests if not os.path.isfile(self.root / place(digest))}
+    def hashed(self, digest: str) -> str:
+        return md5_of(self.root / place(digest))
+
+    def sizes(self, digests: Iterable[str]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for digest in digests:
+            with contextlib.suppress(FileNotFoundError):
+                size = os.stat(f"{self.root}/{place(digest)}").st_size
+                if size or digest == EMPTY:
+                    found[digest] = size
+        return found
 
     def every(self) -> Iterator[tuple[str, int, float]]:
         now = time.time()
+        for name, entry in self._entries():
+            if not entry.name.startswith("."):
+                with contextlib.suppress(FileNotFoundError):
+                    status = entry.stat()
+                    if status.st_size or name == EMPTY:
+                        yield name, status.st_size, now - status.st_mtime
+
+    def _entries(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
         for folder in sorted((self.root / "files" / "md5").glob("??")):
-            for path in folder.iterdir():
-                if not path.name.startswith("."):
-                    status = path.stat()
-                    yield folder.name + path.name, status.st_size, now - status.st_mtime
+            for entry in os.scandir(folder):
+                yield folder.name + entry.name, entry
 
     def remove(self, digest: str) -> None:
         (self.root / place(digest)).unlink(missing_ok=True)
 
+    def sweep(self, older: float) -> int:
+        swept = 0
+        for _, entry in self._entries():
+            with contextlib.suppress(FileNotFoundError):
+                if entry.name.startswith(".") and time.time() - entry.stat().st_mtime > older:
+                    os.unlink(entry.path)
+                    swept += 1
+        return swept
+
     def local(self, digest: str) -> Path | None:
         path = self.root / place(digest)
         return path if path.is_file() else None
-
-
-class S3Objects:
-    """Objects in a bucket. Answers like 500, 503 and SlowDown and dropped connections are tried again with growing pauses;
-    a large object goes up in pieces and is visible only when all have arrived."""
-
-    def __init__(self, url: str) -> None:
-        import boto3
-        from botocore.config import Config
-
-        self.url = url
-        self.bucket, self.prefix = parts_of(url)
-        retries = {"max_attempts": _ATTEMPTS, "mode": "standard"}
-        self.client = boto3.client("s3", config=Config(retries=retries, max_pool_connections=2 * _AT_ONCE))
-
-    def _key(self, digest: str) -> str:
-        return f"{self.prefix}/{place(digest)}" if self.prefix else place(digest)
-
-    @contextlib.contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-
-        try:
-            yield
-        except NoCredentialsError as error:
-            raise StorageError(
-                f"{self.url}: there are no credentials for S3; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or "
-                "AWS_PROFILE)"
-            ) from error
-        except ClientError as error:
-            code = error.response["Error"]["Code"]
-            if code in ("NoSuchKey", "404"):
-                raise FileNotFoundError(f"{self.url} has no {what}") from error
-            hint = "; is the bucket's name right?" if code == "NoSuchBucket" else ""
-            raise StorageError(f"{self.url}: {what}: {error}{hint}") from error
-        except (BotoCoreError, Boto3Error) as error:
-            raise StorageError(f"{self.url}: {what}: {error}") from error
-
-    def put(self, digest: str, data: bytes) -> None:
-        import io
-
-        if not self._has(digest):
-            with self._explained(digest):
-                self.client.upload_fileobj(io.BytesIO(data), self.bucket, self._key(digest))
-
-    def put_file(self, digest: str, path: Path) -> None:
-        if not self._has(digest):
-            with self._explained(digest):
-                self.client.upload_file(str(path), self.bucket, self._key(digest))
-
-    def get(self, digest: str) -> bytes:
-        with self._explained(digest):
-            return self.client.get_object(Bucket=self.bucket, Key=self._key(digest))["Body"].read()
-
-    def download(self, digest: str, target: Path) -> None:
-        with self._explained(digest):
-            self.client.download_file(self.bucket, self._key(digest), str(target))
-
-    def _has(self, digest: str) -> bool:
-        try:
-            with self._explained(digest):
-                self.client.head_object(Bucket=self.bucket, Key=self._key(digest))
-        except FileNotFoundError:
-            return False
-        return True
-
-    def missing(self, digests: Iterable[str]) -> set[str]:
-        wanted = set(digests)
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            if len(wanted) < _LISTED:
-                asked = sorted(wanted)
-                return {digest for digest, there in zip(asked, pool.map(self._has, asked), strict=True) if not there}
-            folders = sorted({digest[:2] for digest in wanted})
-            for found in pool.map(lambda folder: {name for name, _, _ in self._list(folder)}, folders):
-                wanted -= found
-        return wanted
-
-    def _list(self, folder: str = "") -> Iterator[tuple[str, int, float]]:
-        base = self._key("")[:-1]  # .../files/md5
-        now = time.time()
-        with self._explained("a listing"):
-            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=f"{base}{folder}")
-            for page in pages:
-                for entry in page.get("Contents", []):
-                    name = entry["Key"].removeprefix(base).replace("/", "")
-                    yield name, entry["Size"], now - entry["LastModified"].timestamp()
-
-    def every(self) -> Iterator[tuple[str, int, float]]:
-        return self._list()
-
-    def remove(self, digest: str) -> None:
-        with self._explained(digest):
-            self.client.delete_object(Bucket=self.bucket, Key=self._key(digest))
-
-    def local(self, digest: str) -> Path | None:
-        return None
 
 
 def objects(url: str) -> Objects:
@@ -227,4 +166,8 @@ def objects(url: str) -> Objects:
 
 @lru_cache(maxsize=8)
 def _opened(url: str, _process: int, _account: tuple[tuple[str, str], ...]) -> Objects:
-    return S3Objects(url) if url.startswith("s3://") else FolderObjects(Path(url))
+    if not url.startswith("s3://"):
+        return FolderObjects(Path(url))
+    from infra.s3_objects import S3Objects
+
+    return S3Objects(url)

@@ -128,6 +128,17 @@ def test_an_output_gone_from_the_cache_is_made_again(settings: Settings) -> None
     assert (run / "outputs/a/x.txt").is_file()
 
 
+def test_a_cache_that_was_emptied_is_filled_from_the_outputs(settings: Settings) -> None:
+    run = make_run(settings, "one")
+    walk(run)
+    shutil.rmtree(settings.home / "cache" / "files")
+    assert walk(run) == all_of("restored")
+    assert bodies(settings) == ["a", "b", "c"]
+    assert walk(run) == all_of("cached")
+    shutil.rmtree(run / "outputs")
+    assert walk(run) == all_of("restored")
+
+
 def test_the_same_stage_of_another_run_is_restored(settings: Settings) -> None:
     walk(make_run(settings, "one"))
     other = make_run(settings, "two", c="{size: 5}")
