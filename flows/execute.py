@@ -16,6 +16,7 @@ from pathlib import Path
 
 from flows import plan, recipes, runs
 from flows.terminal import Board, console, number
+from infra import full_disk
 from infra.settings import Settings
 
 
@@ -28,6 +29,7 @@ class Options:
     inline: bool
 
 
+@full_disk.explained()
 def execute(
     settings: Settings,
     recipe: str,
@@ -37,7 +39,7 @@ def execute(
     data: str | None,
     options: Options,
 ) -> None:
-    """Brings one run up to date and shows how it went."""
+    """Brings one run up to date and shows how it went. Raises DiskFull, RecipeError, and what a stage raises."""
     started = time.monotonic()
     with _early(settings, recipe, scale, overrides, name) if not options.inline else nullcontext():
         run = plan.prepare(settings, recipe, scale, overrides, name, data)

@@ -1,13 +1,15 @@
 """The pipeline as a person sees it in Prefect: one flow run a run, one task a stage, results as artifacts.
 
 Whether a stage has to run is not Prefect's decision but the run's (`flows.walk`); a stage that is up to date ends in the
-state *Cached*. A retry walks again and therefore repeats nothing that was committed.
+state *Cached*. A retry walks again and therefore repeats nothing that was committed. What a body prints goes to the log
+of its task run, bounded; all of it stays in `work/<stage>/worker.log`, which `tessera logs` shows.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import logging
 import time
 from contextlib import ExitStack
 from contextvars import ContextVar
@@ -37,6 +39,8 @@ from infra.settings import Settings
 watcher: ContextVar[Watch] = ContextVar("watcher", default=ignore)
 
 _ROWS = 200  # of a table that the UI shows; the report and MLflow have them all
+_LINES, _SECONDS, _LETTERS = 100, 5.0, 500  # of what a body prints: so many lines in that time, each cut to that length
+_PROGRESS = 30.0  # seconds between two notes of progress in the log
 
 
 def label() -> str:
@@ -62,6 +66,7 @@ def pipeline(request: Request) -> dict[str, dict[str, float]]:
 def walk(request: Request, until: str | None = None) -> dict[str, dict[str, float]]:
     """The body of `pipeline` and of every stage flow (those stop at their own stage)."""
     settings = Settings()
+    logging.getLogger("prefect.task_runs").setLevel(logging.INFO)  # the command line quietens Prefect, not the bodies
     run = plan.prepare(settings, request.recipe, request.scale, request.overrides, request.name)
     how = compute.Compute(mode="train" if request.workers > 1 else "worker", workers=request.workers)
     results: dict[str, dict[str, float]] = {}
@@ -70,12 +75,13 @@ def walk(request: Request, until: str | None = None) -> dict[str, dict[str, floa
         stack.enter_context(services.lease(settings))
         compute.warm(run.name, settings)
         options = {"force": frozenset(request.force), "keep": frozenset(request.keep)}
-        context = opened(run, settings, how, **options, watch=_Artifacts(run).watch, flow_run=str(flow_run.id))
+        shown = _Shown(run)
+        context = opened(run, settings, how, **options, watch=shown.watch, flow_run=str(flow_run.id))
         walker = stack.enter_context(context)
         stack.callback(compute.release, run.name, settings)
         for node in walker.graph.stages:
             state: Any = stage.with_options(name=node.name, task_run_name=node.name)(
-                walker, node.name, return_state=True
+                walker, node.name, shown, return_state=True
             )
             results[node.name] = state.result().metrics
             if node.name == last:
@@ -92,18 +98,21 @@ def walk(request: Request, until: str | None = None) -> dict[str, dict[str, floa
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retries=1, retry_delay_seconds=2, retry_condition_fn=worth_retrying)
-def stage(walker: Walk, name: str) -> State[Outcome]:
+def stage(walker: Walk, name: str, shown: _Shown) -> State[Outcome]:
     """One stage: cached, restored from another run, or run on Ray and committed."""
-    outcome = walker.step(name)
+    try:
+        outcome = walker.step(name)
+    finally:
+        shown.rest()
     if outcome.metrics:
         rows = [{"metric": metric, "value": value} for metric, value in outcome.metrics.items()]
         create_table_artifact(rows, key=f"{name}-metrics", description=f"{name} of {walker.run.name}: {outcome.state}")
-    shown = walker.run / "outputs" / name
-    for path in sorted((shown / "tables").glob("*.json")) if outcome.state != "cached" else []:
+    output = walker.run / "outputs" / name
+    for path in sorted((output / "tables").glob("*.json")) if outcome.state != "cached" else []:
         if rows := json.loads(path.read_text())[:_ROWS]:
             key = f"{name}-{path.stem}".replace("_", "-").lower()
             create_table_artifact(rows, key=key, description=f"{path.stem} of {walker.run.name}")
-    for figure in sorted((shown / "figures").glob("*.png")) if outcome.state != "cached" else []:
+    for figure in sorted((output / "figures").glob("*.png")) if outcome.state != "cached" else []:
         picture = base64.b64encode(figure.read_bytes()).decode()
         markdown = f"## {name}: {figure.stem}\n\n![{figure.stem}](data:image/png;base64,{picture})\n"
         key = f"{name}-{figure.stem}".replace("_", "-").lower()
@@ -126,19 +135,55 @@ def promote(settings: Settings, run: Path) -> promotion.Decision:
     return decision
 
 
-class _Artifacts:
-    """Passes what happens on to the watcher of this process and, every few seconds, to a progress artifact."""
+class _Shown:
+    """Passes what happens on to the watcher of this process and, at a bounded rate, to Prefect: progress as an artifact,
+    what a body prints as the log of its task run."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
         self.artifacts: dict[str, tuple[Any, float]] = {}
+        self.window, self.room = 0.0, _LINES  # of the log
+        self.waiting: list[str] = []
+        self.left_out = 0
+        self.noted = 0.0
 
     def watch(self, name: str, event: dict[str, Any]) -> None:
         watcher.get()(name, event)
+        if get_run_context() is None:
+            return
+        if lines := event.get("printed"):
+            self._log(lines)
+        if event.get("note") and time.monotonic() - self.noted > _PROGRESS:
+            self.noted = time.monotonic()
+            of = f"{event['done']}/{event['total']} " if event.get("total") else ""
+            get_run_logger().info("%s%s", of, event["note"])
         if event.get("state") == "ran" and name in self.artifacts:
             event = {"done": 1, "total": 1, "note": "done"}
-        if not event.get("total") or get_run_context() is None:
-            return
+        if event.get("total"):
+            self._progress(name, event)
+
+    def rest(self) -> None:
+        """Logs what a body printed last, for which there was no room yet."""
+        self.room = _LINES
+        self._log([])
+
+    def _log(self, lines: list[str]) -> None:
+        """Logs the lines for which there is room in this window; the newest of the others wait for the next one."""
+        if time.monotonic() - self.window > _SECONDS:
+            self.window, self.room = time.monotonic(), _LINES
+        self.waiting += lines
+        now, self.waiting = self.waiting[: self.room], self.waiting[self.room :]
+        self.room -= len(now)
+        logger = get_run_logger()
+        if now and self.left_out:
+            logger.info("(%d lines are left out here; `tessera logs %s` shows all)", self.left_out, self.run.name)
+            self.left_out = 0
+        for line in now:
+            logger.info("%s", f"{line[:_LETTERS]} ... {len(line)} letters" if len(line) > _LETTERS else line)
+        self.left_out += max(0, len(self.waiting) - _LINES)
+        self.waiting = self.waiting[-_LINES:]
+
+    def _progress(self, name: str, event: dict[str, Any]) -> None:
         percent = 100.0 * event["done"] / event["total"]
         artifact, last = self.artifacts.get(name, (None, 0.0))
         if artifact is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from flows import outputs
 from flows.worker import step_metrics
 from infra import graph, lineage, records, services
 from infra.settings import Settings
+from infra.storage import write_bytes_atomic
 
 if TYPE_CHECKING:
     from flows.walk import Outcome
@@ -99,6 +101,8 @@ def publish(run: Path, node: graph.StageNode, settings: Settings, outcome: Outco
         client.metrics(run_id, outcome.metrics, step=steps[-1]["step"] if steps else 0)
     _log_shown(client, run_id, run, node.name)
     facts: dict[str, Any] = {"mlflow_run": run_id, "flow_run": flow_run, "seconds": outcome.body_seconds}
+    if kept := _kept(run, key):
+        facts["kept"] = {"who": kept["who"], "why": kept["why"]}
     if node.name == "registration":
         facts["model_version"] = _register(run, node, settings, key, run_id)
     tags = {"tessera.state": outcome.state, **({"prefect.flow_run": flow_run} if flow_run else {})}
@@ -117,6 +121,24 @@ def publish(run: Path, node: graph.StageNode, settings: Settings, outcome: Outco
         metrics=outcome.metrics,
         facts={**facts, "made_by": record["run"] if record else run.name},
     )
+
+
+KEPT = "kept.jsonl"  # in the events of a run: which outputs were accepted, one JSON object a line
+
+
+def note_kept(run: Path, stage: str, key: str, who: str, why: dict[str, str]) -> None:
+    """Notes who accepted the output of a stage as that of a key, and what had changed."""
+    path = run / "events" / KEPT
+    entry = {"stage": stage, "key": key, "time": time.time(), "who": who, "why": why}
+    before = path.read_bytes() if path.is_file() else b""
+    write_bytes_atomic(path, before + json.dumps(entry).encode() + b"\n")
+
+
+def _kept(run: Path, key: str) -> dict[str, Any] | None:
+    """The last note of a key."""
+    path = run / "events" / KEPT
+    entries = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return next((entry for entry in reversed(entries) if entry.get("key") == key), None)
 
 
 def _log_shown(client: Tracking, run_id: str, run: Path, stage: str) -> None:
@@ -162,10 +184,13 @@ def finish(run: Path, settings: Settings) -> None:
 
 
 def page(run: Path, settings: Settings) -> str | None:
-    """The address of the run in MLflow's UI, where its server runs."""
+    """The address of the run in MLflow's UI, where its server runs.
+
+    Its pages open for traces of language models, where runs are not seen, unless the address asks for model training: in
+    3.17 neither a setting of the server nor the tag `mlflow.experimentKind` changes that."""
     server = services.addresses(settings).mlflow
     if not server or not server.startswith("http"):
         return None
     client = tracking(settings)
     system, made = _parent(run, (run / "recipe.yaml").stat().st_mtime_ns, settings.home)
-    return f"{server}/#/experiments/{client.experiment(system)}/runs/{made}"
+    return f"{server}/#/experiments/{client.experiment(system)}/runs/{made}?workflowType=machine_learning"

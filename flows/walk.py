@@ -24,7 +24,7 @@ from typing import Any, Literal
 from components import yamlio
 from flows import publish, report
 from flows.promotion import Decision, person
-from infra import compute, records
+from infra import compute, full_disk, records
 from infra import graph as graphs
 from infra.settings import Settings
 from infra.storage import write_json_atomic
@@ -67,7 +67,11 @@ class Walk:
     flow_run: str | None = None
 
     def step(self, name: str) -> Outcome:
-        """Brings one stage up to date; its inputs already are."""
+        """Brings one stage up to date; its inputs already are. Raises DiskFull, and what its body and commit raise."""
+        with full_disk.explained(self.run, self.settings.home):
+            return self._step(name)
+
+    def _step(self, name: str) -> Outcome:
         node = self.graph.node(name)
         started = time.monotonic()
         why = {"forced": "asked for"} if name in self.force else node.why()
@@ -77,8 +81,10 @@ class Walk:
         if not why:
             outcome = Outcome(name, "cached", metrics=self._metrics(name), made_by=made_by)
         elif name in self.keep:
+            publish.note_kept(
+                self.run, name, key, person(), why
+            )  # first: a kill in between notes it twice, never not at all
             node.commit()
-            self._note_kept(name, why)
             outcome = Outcome(name, "kept", metrics=self._metrics(name), why=why)
         elif name not in self.force and node.restore():
             node.commit()
@@ -156,19 +162,14 @@ class Walk:
 
     def finish(self, decision: Decision | None = None) -> None:
         """The report, MLflow's parent run, and the outputs into the remote."""
-        report.write(self.run, decision)
-        publish.finish(self.run, self.settings)
-        self.graph.push()
+        with full_disk.explained(self.run, self.settings.home):
+            report.write(self.run, decision)
+            publish.finish(self.run, self.settings)
+            self.graph.push()
 
     def _metrics(self, name: str) -> dict[str, float]:
         path = self.run / "metrics" / f"{name}.json"
         return json.loads(path.read_text()) if path.is_file() else {}
-
-    def _note_kept(self, name: str, why: dict[str, str]) -> None:
-        path = self.run / "events" / "kept.jsonl"
-        path.parent.mkdir(exist_ok=True)
-        with open(path, "a") as file:
-            file.write(json.dumps({"stage": name, "time": time.time(), "who": person(), "why": why}) + "\n")
 
 
 def _continuation(node: graphs.StageNode) -> str:

@@ -1,13 +1,13 @@
 """A body and its record. The work is named by its key; `record.json` in its work folder is the truth about it: the result,
 or the error as it was. Whatever process holds the body is only a handle, and may die.
 
-A body writes what it reports into files of the same folder (`progress.json`, `metrics.jsonl`), which `Tail` follows.
+A body writes what it reports into files of the same folder (`progress.json`, `metrics.jsonl`), and a worker what it prints
+into `worker.log`; `Tail` follows them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import importlib
 import json
@@ -16,9 +16,11 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infra import full_disk
 from infra.storage import write_json_atomic
 
 #: errors that the user has to mend; known by name, because infra imports neither flows nor components
@@ -115,40 +117,63 @@ def describe(error: BaseException) -> dict[str, Any]:
     user = bool(getattr(error, "user_error", False)) or any(c.__name__ in _USER_ERRORS for c in type(error).__mro__)
     text = "".join(traceback.format_exception(error))
     message = str(error) or kind
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        message = (
-            f"the disk is full ({error.filename or 'unknown file'}); free some space and run the same command again"
-        )
+    if full_disk.met(error):
+        kind = full_disk.KIND
     elif isinstance(error, SystemExit):
         message = f"the body ended the process (exit code {error.code})"
     return {"kind": kind, "message": message, "trace": text, "user_error": user}
 
 
-class Tail:
-    """News of a work folder since the last look."""
+@dataclass
+class Seen:
+    """How far somebody has read in a work folder: the last progress, and bytes of `metrics.jsonl` and `worker.log`."""
 
-    def __init__(self, work: Path, last: str = "", offset: int = 0) -> None:
-        self.work, self.last, self.offset = work, last, offset
+    progress: str = ""
+    metrics: int = 0
+    printed: int = 0
+
+
+class Tail:
+    """News of a work folder since the last look. What its log holds at the first look was printed for somebody else."""
+
+    def __init__(self, work: Path, seen: Seen | None = None) -> None:
+        log = work / "worker.log"
+        self.work, self.log = work, log
+        self.seen = seen or Seen(printed=log.stat().st_size if log.is_file() else 0)
 
     def news(self) -> dict[str, Any]:
-        """The content of `progress.json` if it changed, and {"metrics": rows} for new lines of `metrics.jsonl`."""
+        """The content of `progress.json` if it changed, {"metrics": rows} for new lines of `metrics.jsonl`, and
+        {"printed": lines} for those of `worker.log`."""
         found: dict[str, Any] = {}
         with contextlib.suppress(OSError, json.JSONDecodeError):
             text = (self.work / "progress.json").read_text()
-            if text != self.last:
-                self.last = text
+            if text != self.seen.progress:
+                self.seen.progress = text
                 found |= json.loads(text)
-        with contextlib.suppress(OSError), open(self.work / "metrics.jsonl", "rb") as file:
-            if os.fstat(file.fileno()).st_size < self.offset:  # begun anew
-                self.offset = 0
-            file.seek(self.offset)
-            lines = file.read()
-            whole = lines[: lines.rfind(b"\n") + 1]
-            self.offset += len(whole)
-            rows = []
-            for line in whole.splitlines():
-                with contextlib.suppress(json.JSONDecodeError):  # what a killed process left of a line
-                    rows.append(json.loads(line))
-            if rows:
-                found["metrics"] = rows
+        lines, self.seen.metrics = _new_lines(self.work / "metrics.jsonl", self.seen.metrics)
+        rows = []
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):  # what a killed process left of a line
+                rows.append(json.loads(line))
+        if rows:
+            found["metrics"] = rows
+        lines, self.seen.printed = _new_lines(self.log, self.seen.printed)
+        if lines:
+            found["printed"] = lines
         return found
+
+
+def _new_lines(path: Path, offset: int) -> tuple[list[str], int]:
+    """The lines that ended since `offset`, and where the next one begins. Of a line that was written over and over, as a
+    progress bar is, its last state."""
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size < offset:  # begun anew
+                offset = 0
+            file.seek(offset)
+            text = file.read()
+    except OSError:
+        return [], offset
+    whole = text[: text.rfind(b"\n") + 1]
+    lines = whole.decode(errors="replace").split("\n")[:-1]
+    return [line.rstrip("\r").rpartition("\r")[2] for line in lines], offset + len(whole)

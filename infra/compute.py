@@ -60,8 +60,8 @@ def launch(
 ) -> dict[str, Any]:
     """Runs `module:function(**kwargs)` once for this key and returns what it returned; attaches if it already runs.
 
-    `on_progress` gets the content of `progress.json` when it changes and {"metrics": rows} for new lines of
-    `metrics.jsonl`. Raises BodyFailed with the body's own error, ComputeLost when Ray stays away."""
+    `on_progress` gets the content of `progress.json` when it changes, {"metrics": rows} for new lines of `metrics.jsonl`,
+    and {"printed": lines} of what a worker prints. Raises BodyFailed with the body's own error, ComputeLost when Ray stays away."""
     work.mkdir(parents=True, exist_ok=True)
     record = finished(work, key)
     if record is None:
@@ -190,12 +190,13 @@ def _on_ray(work: _Work, on_progress: OnProgress) -> Record:
     import ray.exceptions
 
     lost = ""
+    tail = Tail(work.work)
     for attempt in range(_ATTEMPTS):
         if attempt:
             on_progress({"note": f"lost the worker, starting again ({attempt})"})
         head = services.process(work.settings, "ray")
         try:
-            return _follow(work, on_progress)
+            return _follow(work, tail, on_progress)
         except (ray.exceptions.RayTaskError, ray.exceptions.AuthenticationError):
             raise
         except (ray.exceptions.RayError, ConnectionError) as error:
@@ -214,8 +215,9 @@ def _on_ray(work: _Work, on_progress: OnProgress) -> Record:
     )
 
 
-def _follow(work: _Work, on_progress: OnProgress) -> Record:
-    """Starts the body or attaches to it, and passes on what it reports until there is a record."""
+def _follow(work: _Work, tail: Tail, on_progress: OnProgress) -> Record:
+    """Starts the body or attaches to it, and passes on what it reports until there is a record. The worker does the
+    reading; `tail` remembers how far it came."""
     ray = connect(work.settings)
     folder = str(work.work)
     several = work.compute.mode == "train" and work.compute.workers > 1
@@ -229,14 +231,13 @@ def _follow(work: _Work, on_progress: OnProgress) -> Record:
         actor = _worker(work.run, work.settings, work.compute)
         _await_room(ray, actor, work.settings)
         ray.get(actor.ensure.remote(*asked), timeout=_ANSWER)
-    seen, offset = "", 0
     while True:
-        answer = actor.poll.remote(work.key, folder, seen, offset)
+        answer = actor.poll.remote(work.key, folder, tail.seen)
         for _ in _heartbeats(work.settings):
             if ray.wait([answer], timeout=2)[0]:
                 break
         state = ray.get(answer)
-        seen, offset = state["seen"], state["offset"]
+        tail.seen = state["seen"]
         if state["news"]:
             on_progress(state["news"])
         if state["record"]:

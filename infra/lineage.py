@@ -189,7 +189,7 @@ def tree(run: Path, settings: Settings, key: str | None = None) -> dict[str, Any
             "shards": _shards(settings, own["name"]) if stage == "dataset" and own else [],
             "inputs": [node(parent) for parent in parents.values()],
         }
-        known = ("made_by", "mlflow_run", "flow_run", "ray_job", "model_version", "seconds")
+        known = ("made_by", "mlflow_run", "flow_run", "ray_job", "model_version", "seconds", "kept")
         found |= {name: facet[name] for name in known if facet.get(name) is not None}
         if unknown:
             found["unknown"] = unknown
@@ -234,6 +234,9 @@ def render(found: Mapping[str, Any]) -> str:
         made_by = node.get("made_by")
         origin = f"  made by {made_by}" if made_by and made_by != found["run"] else ""
         lines.append(f"{deeper}{node['time'][:19]}  code {node['commit'] or 'no git'}  on {node['host']}{origin}")
+        if kept := node.get("kept"):
+            why = "; ".join(f"{what} {how}" for what, how in kept["why"].items())
+            lines.append(f"{deeper}kept by {kept['who']}, not made anew: {why}")
         metrics = list(node["metrics"].items())
         if metrics:
             more = f", and {len(metrics) - 4} more" if len(metrics) > 4 else ""

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from infra.body import BodyFailed, Record, Tail, describe, perform, stored
+from infra.body import BodyFailed, Record, Seen, Tail, describe, perform, stored
 from infra.storage import write_json_atomic
 
 _POLL = 1.0  # seconds that a poll waits for news
@@ -81,9 +81,9 @@ class RunWorker:
             self.records[key] = perform(target, kwargs, key, Path(work))
         self.used = time.monotonic()
 
-    def poll(self, key: str, work: str, seen: str, offset: int) -> dict[str, Any]:
-        """What is new, waited for a moment: {seen, offset, news, alive, record}."""
-        tail = Tail(Path(work), seen, offset)
+    def poll(self, key: str, work: str, seen: Seen) -> dict[str, Any]:
+        """What is new, waited for a moment: {seen, news, alive, record}."""
+        tail = Tail(Path(work), seen)
         deadline = time.monotonic() + _POLL
         while True:
             self.used = time.monotonic()
@@ -92,7 +92,7 @@ class RunWorker:
             record = record if record and record["key"] == key else None
             news = tail.news()
             if news or record or not running or time.monotonic() > deadline:
-                return {"seen": tail.last, "offset": tail.offset, "news": news, "alive": running, "record": record}
+                return {"seen": tail.seen, "news": news, "alive": running, "record": record}
             time.sleep(0.02)
 
 
@@ -157,7 +157,8 @@ def _rank(config: dict[str, Any]) -> None:
     module, _, name = config["target"].partition(":")
     answers = Path(config["answers"])
     try:
-        returned = getattr(importlib.import_module(module), name)(**config["kwargs"])
+        with _output_to(answers.parent / "worker.log"):
+            returned = getattr(importlib.import_module(module), name)(**config["kwargs"])
     except Exception as error:
         write_json_atomic(answers / f"error-{rank}.json", describe(error))
         raise

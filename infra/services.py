@@ -265,7 +265,7 @@ def _wanted(settings: Settings, name: str, extra: dict[str, list[str]], dashboar
     if name == "mlflow":
         port = _port(settings.mlflow_port, "mlflow_port", settings)
         argv = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+            sys.executable, "-m", "infra.mlflow_store", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
             "--backend-store-uri", settings.store_uri, "--artifacts-destination", str(settings.artifacts),
         ]  # fmt: skip
         variables["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"

@@ -14,12 +14,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from infra import services
+from infra import mlflow_store, services
 from infra.settings import Settings
 from infra.storage import file_lock
 
-#: without it MLflow's pages take an experiment for one of traces, where its runs are not seen
-_KIND = {"mlflow.experimentKind": "custom_model_development"}
 _LONGEST = 500  # letters of a parameter's value that are kept
 
 
@@ -32,12 +30,12 @@ class Tracking:
 
         for name in ("mlflow", "alembic"):  # after the import, which sets its own
             logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)  # it prints the trace of what it raises
 
         uri = services.addresses(settings).mlflow or settings.store_uri
-        settings.home.mkdir(parents=True, exist_ok=True)
-        with file_lock(settings.home / "mlflow.lock"):  # the first client of a new store makes its tables
-            self.client = MlflowClient(uri, uri)
-            self.client.search_experiments(max_results=1)
+        if uri == settings.store_uri:
+            mlflow_store.make(settings)
+        self.client = MlflowClient(uri, uri)
         self._experiments: dict[str, str] = {}
 
     def experiment(self, system: str) -> str:
@@ -49,7 +47,7 @@ class Tracking:
                 self._experiments[system] = (
                     found.experiment_id
                     if found
-                    else self.client.create_experiment(system, artifact_location=folder.as_uri(), tags=_KIND)
+                    else self.client.create_experiment(system, artifact_location=folder.as_uri())
                 )
         return self._experiments[system]
 
