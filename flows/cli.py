@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -431,6 +433,24 @@ def init(folder: Path) -> None:
 
 def main() -> None:
     """Entry point: a user's mistake is a message and exit code 2, a failure one and code 1; TESSERA_DEBUG=1 shows all."""
+    code: Any = 1
+
+    def leave() -> None:
+        """The last exit function. Taking torch, Ray and MLflow apart would take a second more, for memory that the system
+        takes back anyway."""
+        with suppress(OSError):  # a pipe that nobody reads any more
+            sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+    atexit.register(leave)
+    try:
+        _main()
+    except SystemExit as asked:
+        code = asked.code or 0
+        raise
+
+
+def _main() -> None:
     from flows.terminal import fail
 
     try:

@@ -13,14 +13,16 @@ import ast
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flows import runs
+from infra.storage import write_bytes_atomic
 
+KEPT = Path(".tessera", "cache", "resolved")  # in a project: what is kept of recipes and code between processes
 _ROOT = Path(__file__).resolve().parent.parent
 _VOCABULARY = {"components", "components.interfaces", "components.registry", "components.yamlio"}
 #: files of `flows` that a body's result depends on; the others only carry it
@@ -45,16 +47,18 @@ def stage_hashes(
     The second half says nothing new, but DVC's run cache leaves every key called `size` or `nfiles` out of its own hash:
     without it `dvc repro` would take the data of `image: {size: 16}` for a recipe that says 32."""
     found = {}
+    known = _Known(project)
     for stage in stages:
         read = {name: recipe.get(name) for name in sections[stage] if not name.startswith("code.")}
         used = [recipe.get(name) for name in (loaded or {}).get(stage, [])]
         named = {name for section in [*read.values(), *used] for name in _types(section)}
         roots = [file for name in sorted(named) for file in _component_files(project, name)]
-        parts = [_body_hash(_file(f"flows.{stage}", project)), *_closure_hashes(project, f"flows.{stage}", roots)]
+        parts = [known.body(f"flows.{stage}").hash, *_closure_hashes(known, f"flows.{stage}", roots)]
         parts += [_suite_hash(s["expectations"]) for s in read.values() if isinstance(s, dict) and "expectations" in s]
         content = json.dumps(read, sort_keys=True)
         halves = (hashlib.sha256(text.encode()).hexdigest() for text in ("".join(parts), content))
         found[stage] = "-".join(half[:16] for half in halves)
+    known.save()
     return found
 
 
@@ -96,20 +100,19 @@ def _component_files(project: Path, name: str) -> list[str]:
     return [".".join(path.relative_to(_ROOT).with_suffix("").parts) for path in found]
 
 
-def _closure_hashes(project: Path, start: str, roots: Iterable[str]) -> list[str]:
-    seen: set[str] = set()
-    waiting = [*roots, *_imports(_file(start, project), start, body_only=True)]
+def _closure_hashes(known: _Known, start: str, roots: Iterable[str]) -> list[str]:
+    seen: dict[str, str] = {}
+    waiting = [*roots, *known.body(start).imports]
     while waiting:
         module = waiting.pop()
-        path = _file(module, project)
-        if module in seen or path is None or not _counts(module, project):
+        if module in seen or not _counts(module) or (file := known.file(module)) is None:
             continue
-        seen.add(module)
-        waiting += _imports(path, module)
-    return [f"{module}={_tree_hash(path)};" for module in sorted(seen) if (path := _file(module, project))]
+        seen[module] = file.hash
+        waiting += file.imports
+    return [f"{module}={seen[module]};" for module in sorted(seen)]
 
 
-def _counts(module: str, project: Path) -> bool:
+def _counts(module: str) -> bool:
     package = module.partition(".")[0]
     if package == "components":
         return module not in _VOCABULARY
@@ -129,16 +132,64 @@ def _file(module: str, project: Path) -> Path | None:
     return None
 
 
-def _imports(path: Path | None, module: str, body_only: bool = False) -> tuple[str, ...]:
-    """Module names a file imports, also inside functions; `from a import b` gives both `a` and `a.b`."""
-    if path is None:
-        return ()
-    return _imported(path, path.stat().st_mtime_ns, module, body_only)
+class _Code(NamedTuple):
+    """What matters of some code: its hash, and the modules it imports."""
+
+    hash: str
+    imports: tuple[str, ...]
 
 
-@cache
-def _imported(path: Path, changed: int, module: str, body_only: bool) -> tuple[str, ...]:
-    nodes = _reached(path) if body_only else [_parsed(path, changed)]
+_NONE = _Code("", ())
+
+
+class _Known:
+    """The code of each module. Kept between processes by size and time of change: to parse all takes most of a second."""
+
+    def __init__(self, project: Path) -> None:
+        self.project = project
+        marks = [*sys.version_info[:3], *_mark(Path(__file__))]
+        name = "-".join(map(str, marks))
+        self.path = project / KEPT / f".code-{name}.json"
+        try:
+            self.kept: dict[str, Any] = json.loads(self.path.read_text())
+        except (OSError, json.JSONDecodeError):
+            self.kept = {}
+        self.fresh = False
+
+    def save(self) -> None:
+        if self.fresh:
+            write_bytes_atomic(self.path, json.dumps(self.kept).encode())
+            self.fresh = False
+
+    def file(self, module: str) -> _Code | None:
+        """All of a module; None for installed packages."""
+        path = _file(module, self.project)
+        return self._found(path, module, "all", lambda tree: [tree]) if path else None
+
+    def body(self, module: str) -> _Code:
+        """What `body` reaches in the file of a stage."""
+        path = _file(module, self.project)
+        return self._found(path, module, "body", _reached) if path else _NONE
+
+    def _found(self, path: Path, module: str, what: str, parts: Callable[[ast.Module], Sequence[ast.AST]]) -> _Code:
+        key, mark = f"{what} {module} {path}", list(_mark(path))
+        entry = self.kept.get(key)
+        if not entry or entry["mark"] != mark:
+            nodes = parts(ast.parse(path.read_text(encoding="utf-8"), str(path)))
+            imports = _imports(nodes, module, path)
+            digest = hashlib.sha256("".join(ast.dump(_bare(node)) for node in nodes).encode()).hexdigest()
+            entry = self.kept[key] = {"mark": mark, "hash": digest, "imports": imports}
+            self.fresh = True
+        return _Code(entry["hash"], tuple(entry["imports"]))
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+def _imports(nodes: Sequence[ast.AST], module: str, path: Path) -> list[str]:
+    """Module names that some code imports, also inside functions; `from a import b` gives both `a` and `a.b`."""
     found: list[str] = []
     for node in (inner for part in nodes for inner in ast.walk(part)):
         if isinstance(node, ast.Import):
@@ -149,18 +200,11 @@ def _imported(path: Path, changed: int, module: str, body_only: bool) -> tuple[s
                 package = module if path.name == "__init__.py" else module.rpartition(".")[0]
                 base = importlib.util.resolve_name("." * node.level + base, package)
             found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    return tuple(found)
+    return found
 
 
-def _body_hash(path: Path | None) -> str:
-    if path is None:
-        return ""
-    return hashlib.sha256("".join(ast.dump(_bare(node)) for node in _reached(path)).encode()).hexdigest()
-
-
-def _reached(path: Path) -> list[ast.stmt]:
+def _reached(tree: ast.Module) -> list[ast.stmt]:
     """The top-level statements that `body` reaches by name, and the imports of those names."""
-    tree = _parsed(path, path.stat().st_mtime_ns)
     named: dict[str, ast.stmt] = {}
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -185,20 +229,6 @@ def _reached(path: Path) -> list[ast.stmt]:
 
 def _decorators(node: ast.FunctionDef | ast.ClassDef) -> Iterator[ast.AST]:
     return (part for decorator in node.decorator_list for part in ast.walk(decorator))
-
-
-@cache
-def _parsed(path: Path, _changed: int) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), str(path))
-
-
-def _tree_hash(path: Path) -> str:
-    return _hashed(path, path.stat().st_mtime_ns)
-
-
-@cache
-def _hashed(path: Path, changed: int) -> str:
-    return hashlib.sha256(ast.dump(_bare(_parsed(path, changed))).encode()).hexdigest()
 
 
 def _bare(node: ast.AST) -> ast.AST:

@@ -116,10 +116,13 @@ def _flow(
         # errors are shown by the command line, in words; their traces are in Prefect
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         compute.warm(run.name, settings)  # its imports and ours side by side
+        from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
         from flows.pipeline import pipeline, watcher
         from flows.request import Request
 
-        with Board() as board:
+        # nobody waits for a sign of life of a command that he watches, but its end would wait for the sender's second
+        with Board() as board, temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             watcher.set(board.watch)
             request = Request(
                 recipe=recipe,

@@ -11,6 +11,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ class Tracker:
 
     def __init__(self, run: Path, node: graph.StageNode, settings: Settings) -> None:
         self.made = _beside.submit(_child, run, node.name, settings, node.key())
+        _beside.submit(import_module, "mlflow.pyfunc")  # registration will want it
         self.waiting: list[dict[str, float]] = []
 
     def log(self, event: dict[str, Any]) -> None:

@@ -140,7 +140,7 @@ def _kept(project: Path, name: str, scale: str | None, overrides: list[str]) -> 
     content = hashlib.sha256(_path(project, name).read_bytes()).hexdigest()
     parts = [content, scale, overrides, code.source_hash(project), runs.template(project)]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return project / ".tessera" / "cache" / "resolved" / f"{key}.json"
+    return project / code.KEPT / f"{key}.json"
 
 
 def _scaled(project: Path, path: Path, recipe: dict[str, Any], scale: str | None) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from collections.abc import Iterator
 from configparser import ConfigParser
 from configparser import Error as ConfigError
 from contextlib import contextmanager
-from functools import cached_property
+from copy import deepcopy
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -403,8 +404,31 @@ def open_graph(run: Path, settings: Settings | None = None) -> Iterator[RunGraph
 
     (run / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
     lock_torn(run)
+    _parse_once()
     with Repo(str(run), _wait_for_lock=True) as repo:
         yield RunGraph(run, repo, settings or Settings(project=run.parent.parent))
+
+
+def _parse_once() -> None:
+    """DVC reads the whole recipe whenever it looks at a section, a dozen times a stage; parsed is only what has changed."""
+    from dvc.dependency import param
+
+    parse = param.load_path
+    if hasattr(parse, "cache_clear"):
+        return
+
+    @lru_cache(maxsize=4)
+    def parsed(path: str, fs: Any, _changed: tuple[int, int]) -> Any:
+        return parse(path, fs)
+
+    def load(path: str, fs: Any, **how: Any) -> Any:
+        if how or not os.path.isfile(path):
+            return parse(path, fs, **how)
+        status = os.stat(path)
+        return deepcopy(parsed(path, fs, (status.st_mtime_ns, status.st_size)))
+
+    load.cache_clear = parsed.cache_clear  # type: ignore[attr-defined]
+    param.load_path = load
 
 
 def lock_torn(run: Path) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.settings import Settings
-from infra.storage import file_lock
+from infra.storage import file_lock, yaml_bytes
 from infra.tracking import Tracking
 
 ALIASES = ("candidate", "champion", "previous")
@@ -52,13 +52,9 @@ def _create(
     settings: Settings, client: Any, model: str, bundle: Path, key: str, run: str, run_id: str, facts: dict[str, str]
 ) -> str:
     """Packages the bundle, stores it with the MLflow run, and only then makes the version that points to it."""
-    import mlflow
-
     folder = settings.home / "packages" / key[:16]
     shutil.rmtree(folder, ignore_errors=True)
-    mlflow.pyfunc.save_model(
-        str(folder), loader_module=LOADER, data_path=str(bundle), pip_requirements=["tessera-tokens"]
-    )
+    _package(folder, bundle)
     client.log_artifacts(run_id, str(folder), "model")
     if not any(entry.path == "model/MLmodel" for entry in client.list_artifacts(run_id, "model")):
         raise RegistryError(f"the bundle of run '{run}' did not arrive in MLflow's artifact store; nothing registered")
@@ -66,6 +62,23 @@ def _create(
     made = client.create_model_version(model, source, run_id, tags={"tessera.key": key, "tessera.run": run, **facts})
     shutil.rmtree(folder, ignore_errors=True)
     return str(made.version)
+
+
+def _package(folder: Path, bundle: Path) -> None:
+    """What `mlflow.pyfunc.save_model` makes, except that this one does not look through every installed package first."""
+    import platform
+
+    import mlflow
+    from mlflow.models import Model
+
+    data = f"data/{bundle.name}"
+    shutil.copytree(bundle, folder / data)
+    (folder / "requirements.txt").write_text(f"mlflow=={mlflow.__version__}\ntessera-tokens\n")
+    environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
+    (folder / "python_env.yaml").write_bytes(yaml_bytes(environment))
+    model = Model()
+    mlflow.pyfunc.add_to_model(model, loader_module=LOADER, data=data, python_env="python_env.yaml")
+    model.save(str(folder / "MLmodel"))
 
 
 def _ensure_model(client: Any, model: str) -> None:

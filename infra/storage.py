@@ -44,8 +44,9 @@ def yaml_bytes(value: Any) -> bytes:
     from ruamel.yaml import YAML
 
     text = io.StringIO()
-    writer = YAML()
-    writer.default_flow_style = False
+    writer: Any = YAML(typ="safe")  # in C: a lock is written after each stage
+    writer.default_flow_style = writer.sort_base_mapping_type_on_output = False
+    writer.width, writer.allow_unicode = 4096, True
     writer.dump(value, text)
     return text.getvalue().encode()
 

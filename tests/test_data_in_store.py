@@ -1,15 +1,18 @@
-"""A run whose data set and tokens stay in the store: the same hashes as with everything in its folder, nothing done twice,
-and DVC's own commands agree."""
+"""A run whose data set and tokens stay in the store, a folder or S3: the same hashes as with everything in its folder, nothing
+done twice, and DVC's own commands agree."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from flows import outputs
+from infra.datasets import StoreFiles
 from infra.settings import Settings
+from tests import _s3
 from tests._project import SMALLEST, contents, counted, dvc, locked, make, sets, tessera
 
 pytestmark = pytest.mark.slow
@@ -28,9 +31,20 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def there(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def bucket() -> Iterator[_s3.Bucket]:
+    with _s3.serve() as fresh, pytest.MonkeyPatch.context() as patch:
+        yield fresh(patch)
+
+
+@pytest.fixture(scope="module", params=["folder", "s3"])
+def there(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Large outputs stay in the store: here, all of them."""
     settings = make(tmp_path_factory.mktemp("there") / "p")
+    if request.param == "s3":
+        url = f"{request.getfixturevalue('bucket').url}/store"
+        settings = settings.model_copy(update={"remote": url, "local_data_mb": 0})
+    else:
+        settings = settings.model_copy(update={"local_data_mb": 0})
     done = run(settings, *RUN)
     assert done.returncode == 0, done.stderr
     return settings
@@ -43,7 +57,7 @@ def run(settings: Settings, *arguments: str):  # -> CompletedProcess
     variables = _project.variables
 
     def more(given: Settings) -> dict[str, str]:
-        return variables(given) | {"TESSERA_LOCAL_DATA_MB": "0"}
+        return variables(given) | {"TESSERA_LOCAL_DATA_MB": "0", "TESSERA_REMOTE": settings.remote}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_project, "variables", more)
@@ -98,12 +112,13 @@ def test_another_run_takes_the_data_from_the_store_and_makes_none(there: Setting
 
 def test_a_shard_that_the_store_lost_is_noticed_and_made_again(there: Settings) -> None:
     files = outputs.files(there.runs / "q", "dataset")
+    assert isinstance(files, StoreFiles)
     shard = next(name for name in files.names() if name.startswith("train/"))
-    Path(files.path(shard)).unlink()
+    files.place.objects.remove(files.entries[shard])
     done = run(there, "plan", "quickstart", "--name", "q", *sets(base=SMALLEST))
     assert "missing" in done.stdout, done.stdout + done.stderr
     done = run(there, *RUN)
     assert done.returncode == 0, done.stderr
     assert counted(there, "q")["dataset"] == 2
-    assert outputs.files(there.runs / "q", "dataset").path(shard).is_file()
+    assert not files.place.missing([files.entries[shard]])
     assert "everything is up to date" in run(there, *RUN).stdout
