@@ -1,15 +1,31 @@
-"""What the training stages draw from: the pool by the mixture's weights, and the target's share beside it."""
+"""What the training stages draw from: the pool by the mixture's weights, and the target's share beside it.
+
+Data that fit into `train.memory_mb` are drawn from memory, row by row with their weights. Larger data are streamed from
+their shards (`components.data.stream`): rows of equal weight are a part, parts come in exact proportions, and other
+processes decode ahead. Which of the two it is depends on the data and the recipe alone, never on the machine.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from components.interfaces import Files
+    from collections.abc import Callable
+
+    from components.data.stream import Stream
+    from components.interfaces import Batches, Files, Transform
+    from components.training.config import Train
     from flows.context import StageContext
+
+_SPLITS = ("train", "target")
+_AHEAD = 8  # batches
 
 
 def mixture_weights(ctx: StageContext, train: int, target: int) -> np.ndarray:
@@ -21,11 +37,76 @@ def mixture_weights(ctx: StageContext, train: int, target: int) -> np.ndarray:
     return np.concatenate([pool / pool.sum() * (1 - share), np.full(target, share / max(target, 1))])
 
 
+@contextmanager
+def image_batches(ctx: StageContext, config: Train, transforms: Sequence[Transform] = ()) -> Iterator[Batches]:
+    """Batches of pictures; its processes, if it has any, end with the context."""
+    from components.data import image_stream
+    from components.data.batches import ImageBatches
+    from components.data.prefetch import Prefetch
+    from components.data.shards import describe, image_format
+    from components.data.stream import StreamBatches
+    from components.training import distributed
+
+    files = ctx.files("dataset")
+    about, image = describe(files), image_format(files)
+    rows = {split: about["splits"].get(split, {"rows": 0})["rows"] for split in _SPLITS}
+    if _fits(sum(rows.values()) * image.channels * image.size**2, config):
+        yield ImageBatches(*training_images(ctx), config.batch_size, ctx.seed, transforms)
+        return
+    counted = {split: image_stream.rows_of(files, split) if rows[split] else {} for split in _SPLITS}
+    stream = _stream(ctx, counted, partial(image_stream.ImageStream, files, about), config)
+    rank, world = distributed.rank(), distributed.world()
+    batches = StreamBatches(stream, config.batch_size, ctx.seed, transforms, rank=rank, world=world)
+    workers = max(1, (os.cpu_count() or 1) // world - 1)  # beside the trainer itself; they only decode
+    with Prefetch(batches, depth=_AHEAD, workers=workers) as ahead:
+        yield ahead
+
+
+def token_batches(ctx: StageContext, config: Train) -> Batches:
+    """Batches of tokens."""
+    from components.data import token_stream
+    from components.data.batches import TokenBatches
+    from components.data.stream import StreamBatches
+    from components.training import distributed
+
+    files = ctx.files("tokens")
+    counted = {split: token_stream.rows_of(files, split) for split in _SPLITS}
+    length = json.loads(files.path("tokens.json").read_text())["spec"]["length"]
+    if _fits(sum(sum(rows.values()) for rows in counted.values()) * length * 4, config):  # at most four bytes a token
+        return TokenBatches(*training_tokens(ctx), config.batch_size, ctx.seed)
+    stream = _stream(ctx, counted, partial(token_stream.TokenStream, files), config)
+    rank, world = distributed.rank(), distributed.world()
+    return StreamBatches(stream, config.batch_size, ctx.seed, rank=rank, world=world)
+
+
+def _fits(size: int, config: Train) -> bool:
+    return size <= config.memory_mb << 20
+
+
+def _stream(
+    ctx: StageContext, counted: Mapping[str, Mapping[str, int]], of: Callable[..., Stream[Any]], config: Train
+) -> Stream[Any]:
+    """A stream over rows of the splits (`counted`: split -> shard -> rows) in the proportions of their weights."""
+    from components.data.order import parts_by_weight
+    from components.data.stream import Mixed
+
+    train, target = (sum(counted[split].values()) for split in _SPLITS)
+    weights = mixture_weights(ctx, train, target)
+    parts = [
+        (weight, split, rows)
+        for split, own in (("train", weights[:train]), ("target", weights[train:]))
+        for weight, rows in parts_by_weight(counted[split], own)
+    ]
+    window = max((config.window_mb << 20) // len(parts), 1)
+    streams = [of(split, seed=ctx.seed, window=window, rows=rows) for _, split, rows in parts]
+    return streams[0] if len(streams) == 1 else Mixed(streams, [weight for weight, _, _ in parts], ctx.seed)
+
+
 def training_images(ctx: StageContext) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(images uint8 [n, C, S, S], labels [n], weights [n]) of the data set's train and target splits."""
     from components.data.shards import load_split
 
-    train, target = (load_split(ctx.files("dataset"), split) for split in ("train", "target"))
+    train, target = (load_split(ctx.files("dataset"), split) for split in _SPLITS)
     weights = mixture_weights(ctx, len(train.images), len(target.images))
     images, labels = np.concatenate([train.images, target.images]), np.concatenate([train.labels, target.labels])
     return images, labels, weights
@@ -33,18 +114,21 @@ def training_images(ctx: StageContext) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 def training_tokens(ctx: StageContext) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(tokens [n, L], labels [n], weights [n]) of the same rows."""
-    train, target = (load_tokens(ctx.files("tokens"), split) for split in ("train", "target"))
+    train, target = (load_tokens(ctx.files("tokens"), split) for split in _SPLITS)
     weights = mixture_weights(ctx, len(train[0]), len(target[0]))
     return np.concatenate([train[0], target[0]]), np.concatenate([train[1], target[1]]), weights
 
 
-def load_tokens(files: Files, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens [n, L], labels [n]) of a split in memory; of a split that is not there, none."""
-
-    def arrays(kind: str) -> list[np.ndarray]:
-        names = [name for name in files.names() if name.endswith(f".{kind}.npy")]
-        return [np.load(files.path(name)) for name in names if name.startswith(f"{split}/")] or [
-            np.load(files.path(names[0]))[:0]
-        ]
-
-    return np.concatenate(arrays("tokens")), np.concatenate(arrays("labels"))
+def load_tokens(files: Files, split: str, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens [n, L], labels [n]) of a split in memory, at `most` its first so many; of a split that is not there, none."""
+    names = [name.removesuffix(".tokens.npy") for name in files.names() if name.endswith(".tokens.npy")]
+    mine = [name for name in names if name.startswith(f"{split}/")]
+    tokens: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    for name in mine or names[:1]:
+        left = 0 if not mine else None if most is None else most - sum(len(part) for part in tokens)
+        tokens.append(np.load(files.path(f"{name}.tokens.npy"), mmap_mode="r")[:left])
+        labels.append(np.load(files.path(f"{name}.labels.npy"), mmap_mode="r")[:left])
+        if left is not None and len(tokens[-1]) == left:
+            break
+    return np.concatenate(tokens), np.concatenate(labels)

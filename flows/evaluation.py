@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from components.registry import Spec
 
 COLUMNS = 10  # samples of a class in the figures
+_MEASURED = 50_000  # held-out pictures that are looked at
 
 
 def body(ctx: StageContext) -> dict[str, float]:
@@ -95,7 +96,7 @@ class Bench:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.networks = {name: network.to(self.device) for name, network in load_networks(ctx).items()}
         self.specs = [registry.resolve(Metric, value) for value in section["metrics"]]
-        split = load_split(ctx.files("dataset"), "held_out")
+        split = load_split(ctx.files("dataset"), "held_out", most=_MEASURED)
         self.heldout = to_float(split.images).to(self.device)
         self.labels = torch.as_tensor(split.labels, device=self.device)
         self.classes = len(describe(ctx.files("dataset"))["target_classes"])  # they come first

@@ -8,9 +8,11 @@ import math
 from prefect import flow
 
 from flows.context import StageContext
-from flows.data import load_tokens, training_tokens
+from flows.data import load_tokens, token_batches
 from flows.pipeline import label, walk
 from flows.request import Request
+
+_JUDGED = 100_000  # samples of a split whose likelihood is measured
 
 
 def body(ctx: StageContext) -> dict[str, float]:
@@ -19,7 +21,6 @@ def body(ctx: StageContext) -> dict[str, float]:
     import torch
 
     from components import artifact, registry
-    from components.data.batches import TokenBatches
     from components.interfaces import Generator, TokenSpec
     from components.training.config import Train
     from components.training.trainer import train
@@ -34,7 +35,7 @@ def body(ctx: StageContext) -> dict[str, float]:
     torch.manual_seed(ctx.seed)
     generator = registry.build(Generator, chosen, spec, classes)
     config = Train(**section["train"])
-    batches = TokenBatches(*training_tokens(ctx), config.batch_size, ctx.seed)
+    batches = token_batches(ctx, config)
     last = train(generator, batches, config, checkpoints=ctx.checkpoints, monitor=ctx, seed=ctx.seed)
     artifact.save(ctx.output, Generator, chosen, (spec, classes), generator)
     metrics = {
@@ -43,7 +44,7 @@ def body(ctx: StageContext) -> dict[str, float]:
     }
     device = next(generator.parameters()).device  # where the training left it
     for split in ("target", "held_out"):
-        drawn, asked_for = load_tokens(files, split)
+        drawn, asked_for = load_tokens(files, split, most=_JUDGED)
         if len(drawn):
             tokens = torch.from_numpy(drawn.astype(np.int64)).to(device)
             labels = torch.from_numpy(asked_for).to(device)

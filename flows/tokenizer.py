@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.context import StageContext
-from flows.data import training_images
+from flows.data import image_batches
 from flows.pipeline import label, walk
 from flows.request import Request
 
@@ -16,7 +16,7 @@ def body(ctx: StageContext) -> dict[str, float]:
 
     from components import artifact, registry
     from components.data import shards
-    from components.data.batches import ImageBatches, to_float
+    from components.data.batches import to_float
     from components.interfaces import Tokenizer, Transform
     from components.quantizers._codebook import usage
     from components.training import distributed
@@ -31,10 +31,10 @@ def body(ctx: StageContext) -> dict[str, float]:
     tokenizer = registry.build(Tokenizer, chosen, image)
     config = Train(**section["train"])
     transforms = [registry.build(Transform, transform) for transform in section["transforms"]]
-    batches = ImageBatches(*training_images(ctx), config.batch_size, ctx.seed, transforms)
-    last = train(tokenizer, batches, config, checkpoints=ctx.checkpoints, monitor=ctx, seed=ctx.seed)
+    with image_batches(ctx, config, transforms) as batches:
+        last = train(tokenizer, batches, config, checkpoints=ctx.checkpoints, monitor=ctx, seed=ctx.seed)
     artifact.save(ctx.output, Tokenizer, chosen, (image,), tokenizer)
-    held_out = to_float(shards.load_split(ctx.files("dataset"), "held_out").images[:2000])
+    held_out = to_float(shards.load_split(ctx.files("dataset"), "held_out", most=2000).images)
     device = distributed.device()
     tokens = torch.cat([tokenizer.encode(part.to(device)) for part in held_out.split(256)])
     drawn = torch.cat([tokenizer.decode(part).cpu() for part in tokens.split(256)])

@@ -26,13 +26,15 @@ from torch import nn
 from components.data import shards
 from components.data.batches import ImageBatches, to_float
 from components.data.files import Folder
-from components.data.image_stream import ImageStream, parts_by_weight
-from components.data.order import Proportions, Shuffle
+from components.data.image_stream import ImageStream
+from components.data.image_stream import rows_of as shard_rows
+from components.data.order import Proportions, Shuffle, parts_by_weight
 from components.data.packing import PackedTokens
 from components.data.prefetch import Prefetch
 from components.data.shards import DataError
 from components.data.stream import Mixed, StreamBatches
 from components.data.token_stream import TokenStream, mapped
+from components.data.token_stream import rows_of as token_rows
 from components.data.transforms.random_affine import RandomAffine
 from components.data.windows import KEPT, Windows
 from components.data.writing import Job, Layout, Whole, write_part
@@ -410,6 +412,23 @@ def test_every_row_of_tokens_comes_once_an_epoch_with_its_label(tmp_path, window
         assert taken["tokens"].dtype == taken["labels"].dtype == torch.int64
 
 
+@pytest.mark.parametrize("window", [1, 24, 60, 10_000])
+def test_of_tokens_only_the_wanted_rows_come_each_once_an_epoch(tmp_path, window):
+    files = token_files(tmp_path)  # numbered through all files: 0-6, 7-11, 12-22
+    counted = token_rows(files, "train")
+    assert list(counted.values()) == [0, 7, 0, 5, 11]
+    weights = np.array([number % 3 for number in range(23)], dtype=np.float64)
+    for weight, (share, rows) in zip((1, 2), parts_by_weight(counted, weights), strict=True):
+        stream = TokenStream(files, seed=0, window=window, rows=rows)
+        expected = [number for number in range(23) if number % 3 == weight]
+        assert stream.length == len(expected)
+        assert share == weight * len(expected)
+        for epoch in range(3):
+            taken = stream.take(epoch * len(expected), (epoch + 1) * len(expected))
+            assert sorted(taken["tokens"][:, 0].tolist()) == expected
+            assert torch.equal(taken["labels"], taken["tokens"][:, 0] % 4)
+
+
 def test_batches_of_tokens_depend_on_the_step_alone(tmp_path):
     files = token_files(tmp_path)
     first = StreamBatches(TokenStream(files, seed=0, window=60), 5, 0)
@@ -550,7 +569,7 @@ def test_rows_of_equal_weight_are_parts_that_are_drawn_as_often_as_it_says(data)
     split = shards.load_split(data, "train")
     weights = np.random.default_rng(0).choice([0.0, 0.5, 0.125], len(split.labels))
     weights /= weights.sum()
-    parts = parts_by_weight(data, "train", weights)
+    parts = parts_by_weight(shard_rows(data, "train"), weights)
     assert sum(share for share, _ in parts) == pytest.approx(1)
     streams = [images(data, rows=rows) for _, rows in parts]
     for (share, _), stream, weight in zip(parts, streams, np.unique(weights)[1:], strict=True):
@@ -560,8 +579,8 @@ def test_rows_of_equal_weight_are_parts_that_are_drawn_as_often_as_it_says(data)
     drawn = Counter(Mixed(streams, [share for share, _ in parts], 0, block=1000).take(0, 4000)["labels"].tolist())
     expected = dict(zip(split.labels.tolist(), 4000 * weights, strict=True))
     assert all(abs(drawn[label] - count) <= 5 for label, count in expected.items())  # a part's epochs are not over
-    with pytest.raises(DataError, match="a weight for each of the"):
-        parts_by_weight(data, "train", weights[1:])
+    with pytest.raises(ValueError, match="a weight for each of the"):
+        parts_by_weight(shard_rows(data, "train"), weights[1:])
 
 
 def test_parts_of_a_mixture_must_be_alike(data, tmp_path):

@@ -97,25 +97,10 @@ class ImageStream(Stream[Encoded]):
         return f"row {row if self.chosen is None else self.chosen[shard][row]} of {self.names[shard]}"
 
 
-def parts_by_weight(files: Files, split: str, weights: np.ndarray) -> list[tuple[float, dict[str, np.ndarray]]]:
-    """(weight, `rows` of an `ImageStream`) of each part of a split whose rows have equal `weights` [rows], as a mixture
-    gives them to its clusters; rows of weight zero are in no part. A `stream.Mixed` of these parts draws every row as often
-    as its weight says; every part has windows of its own, so it is for few different weights. Raises DataError for another
-    number of rows."""
-    names = shards.shard_names(files, split)
-    counts = _sizes(files, split, None)
-    ends = np.cumsum([0, *(counts[name][0] for name in names)])
-    if weights.shape != (int(ends[-1]),):
-        raise DataError(f"expected a weight for each of the {ends[-1]} rows of '{split}', got {weights.shape}")
-    found = []
-    for weight in np.unique(weights[weights > 0]).tolist():
-        own = {
-            name: (weights[first:end] == weight).nonzero()[0]
-            for name, first, end in zip(names, ends, ends[1:], strict=False)
-        }
-        own = {name: rows for name, rows in own.items() if len(rows)}
-        found.append((weight * sum(map(len, own.values())), own))
-    return found
+def rows_of(files: Files, split: str) -> dict[str, int]:
+    """Shard -> the number of its rows, in their order."""
+    sizes = _sizes(files, split, None)
+    return {name: sizes[name][0] for name in shards.shard_names(files, split)}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ Absent on purpose: a shuffle over everything at once (shards would be read in pi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, NamedTuple, TypeVar
@@ -119,6 +119,29 @@ class Shuffle:
         begins = np.cumsum(counts) - counts
         which = np.repeat(np.arange(len(mine)), counts)[shuffled]
         return mine[which].astype(np.int32), shuffled - begins[which], shuffled
+
+
+def parts_by_weight(rows: Mapping[str, int], weights: np.ndarray) -> list[tuple[float, dict[str, np.ndarray]]]:
+    """(weight, numbers of the rows in each shard) of each part of some shards with `rows` whose rows have equal `weights`
+    [all rows], as a mixture gives them to its clusters; rows of weight zero are in no part. A `stream.Mixed` of streams over
+    these parts draws every row as often as its weight says; every part has windows of its own, so it is for few different
+    weights. Raises ValueError for another number of weights.
+
+    >>> parts_by_weight({"a": 2, "b": 1}, np.array([0.25, 0.0, 0.75]))
+    [(0.25, {'a': array([0])}), (0.75, {'b': array([0])})]
+    """
+    ends = np.cumsum([0, *rows.values()])
+    if weights.shape != (int(ends[-1]),):
+        raise ValueError(f"expected a weight for each of the {ends[-1]} rows, got {weights.shape}")
+    found = []
+    for weight in np.unique(weights[weights > 0]).tolist():
+        own = {
+            name: (weights[first:end] == weight).nonzero()[0]
+            for name, first, end in zip(rows, ends, ends[1:], strict=False)
+        }
+        own = {name: chosen for name, chosen in own.items() if len(chosen)}
+        found.append((weight * sum(map(len, own.values())), own))
+    return found
 
 
 class Proportions:

@@ -182,14 +182,18 @@ def rows(place: Files | Path, split: str) -> Iterator[dict[str, Any]]:
         yield from group
 
 
-def load_split(place: Files | Path, split: str) -> Split:
-    """A split of pictures decoded into memory; empty when the data set has none of that name."""
+def load_split(place: Files | Path, split: str, most: int | None = None) -> Split:
+    """A split of pictures decoded into memory, at `most` its first so many; empty when the data set has none of that name."""
     about = describe(place)
     image = image_format(place)
     pictures: list[np.ndarray] = []
     named: list[dict[str, Any]] = []
     with ThreadPoolExecutor() as pool:
         for group in row_groups(place, split):
+            if most is not None:
+                group = group[: most - len(pictures)]
+            if not group:
+                break
             pictures += pool.map(lambda row: decode(row["image"]["bytes"], image), group, chunksize=64)
             named += [{name: row[name] for name in _TEXTS} for row in group]
     shape = (0, image.channels, image.size, image.size)

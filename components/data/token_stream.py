@@ -25,35 +25,51 @@ from components.interfaces import Files
 
 _HEADER = re.compile(rb"\{'descr': '([<>|=]?[iub]\d+)', 'fortran_order': False, 'shape': \(([\d, ]*)\)")
 Piece = tuple[str, int, int]  # the name of a shard and rows [start, stop) of it
+_ENDING = ".labels.npy"
 
 
 class TokenStream(Stream[dict[str, Tensor]]):
     """{"tokens": int64 [n, L], "labels": int64 [n]} from `<split>/*.tokens.npy` [rows, L] and `*.labels.npy` [rows].
 
     `window`: bytes of tokens that are shuffled together; up to `windows.KEPT` times as much is mapped. Larger files are read
-    in pieces. The labels tell how many rows a file of tokens has, so it is not fetched before its turn (but for the
-    first one, which tells their length). Reading is everything here, making passes on. Raises DataError for a split that
-    is not there, ValueError for one without rows."""
+    in pieces. `rows`: name of a file without its endings -> numbers of the rows to read, for a stream over some of them only
+    (a cluster of a mixture); of files that are not named none is read. The labels tell how many rows a file of tokens has,
+    so it is not fetched before its turn (but for the first one, which tells their length). Reading is everything here,
+    making passes on. Raises DataError for a split that is not there, ValueError for one without rows."""
 
-    def __init__(self, files: Files, split: str = "train", *, seed: int, window: int = 128 << 20) -> None:
-        ending = ".labels.npy"
-        names = [n.removesuffix(ending) for n in files.names() if n.startswith(f"{split}/") and n.endswith(ending)]
-        if not names:
-            raise DataError(f"there is nothing to read: no {split}/*{ending}")
-        labels = {name: np.load(files.path(f"{name}{ending}")).astype(np.int32) for name in names}
-        first = np.load(files.path(f"{names[0]}.tokens.npy"), mmap_mode="r")
+    def __init__(
+        self,
+        files: Files,
+        split: str = "train",
+        *,
+        seed: int,
+        window: int = 128 << 20,
+        rows: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        labels = {name: found.astype(np.int32) for name, found in _labels(files, split).items()}
+        first = np.load(files.path(f"{next(iter(labels))}.tokens.npy"), mmap_mode="r")
         size = first.shape[1] * first.itemsize  # bytes of a row
         step = max(window // size, 1)
-        pieces: list[Piece] = [
-            (name, start, min(start + step, len(own)))
-            for name, own in labels.items()
-            for start in range(0, len(own), step)
-        ]
-        rows = [stop - start for _, start, stop in pieces]
+        pieces: list[Piece] = []
+        chosen: list[np.ndarray] = []  # of each piece, counted from its beginning
+        for name, own in labels.items():
+            wanted = None if rows is None else np.sort(rows.get(name, np.empty(0, np.int64)))
+            for start in range(0, len(own), step):
+                stop = min(start + step, len(own))
+                mine = None if wanted is None else wanted[(wanted >= start) & (wanted < stop)] - start
+                if mine is None or len(mine):
+                    pieces.append((name, start, stop))
+                    chosen += [] if mine is None else [mine]
+        counts = [len(mine) for mine in chosen] if rows is not None else [stop - start for _, start, stop in pieces]
+        begins = np.cumsum([0, *map(len, labels.values())])
+        begins_of = dict(zip(labels, begins.tolist(), strict=False))
         self.tokens = first.shape[1]  # L
         self.labels = np.concatenate(list(labels.values()))
-        self.begins = np.cumsum(rows) - rows  # where the labels of a piece begin
-        self.order = Shuffle(rows, seed, window=window, sizes=[count * size for count in rows])
+        self.begins = np.array(
+            [begins_of[name] + start for name, start, _ in pieces]
+        )  # where the labels of a piece begin
+        self.chosen = chosen if rows is not None else None
+        self.order = Shuffle(counts, seed, window=window, sizes=[(stop - start) * size for _, start, stop in pieces])
         self.length = self.order.length
         self.windows = Windows(self.order, _Open(files, pieces))
 
@@ -62,13 +78,35 @@ class TokenStream(Stream[dict[str, Tensor]]):
         done = 0
         for run in self.order.where(start, stop):
             here = slice(done, done + len(run.rows))
-            _gather(self.windows.of(run.epoch, run.window), run, tokens[here])
-            labels[here] = self.labels[self.begins[run.shards] + run.rows]
+            rows = run.rows if self.chosen is None else self._chosen(run)
+            _gather(self.windows.of(run.epoch, run.window), run.shards, rows, tokens[here])
+            labels[here] = self.labels[self.begins[run.shards] + rows]
             done = here.stop
         return {"tokens": torch.from_numpy(tokens), "labels": torch.from_numpy(labels)}
 
     def make(self, stored: dict[str, Tensor]) -> dict[str, Tensor]:
         return stored
+
+    def _chosen(self, run: Run) -> np.ndarray:
+        """The rows of a run, counted through their pieces."""
+        assert self.chosen is not None
+        found = np.empty(len(run.rows), np.int64)
+        for piece in set(run.shards.tolist()):
+            mine = run.shards == piece
+            found[mine] = self.chosen[piece][run.rows[mine]]
+        return found
+
+
+def rows_of(files: Files, split: str) -> dict[str, int]:
+    """File of a split, without its endings -> the number of its rows, in their order; none of a split that is not there."""
+    return {name: len(found) for name, found in _labels(files, split, needed=False).items()}
+
+
+def _labels(files: Files, split: str, needed: bool = True) -> dict[str, np.ndarray]:
+    names = [n.removesuffix(_ENDING) for n in files.names() if n.startswith(f"{split}/") and n.endswith(_ENDING)]
+    if needed and not names:
+        raise DataError(f"there is nothing to read: no {split}/*{_ENDING}")
+    return {name: np.load(files.path(f"{name}{_ENDING}"), mmap_mode="r") for name in names}
 
 
 class _Open:
@@ -100,8 +138,8 @@ def mapped(path: Path, start: int = 0, stop: int | None = None) -> np.ndarray:
     return rows
 
 
-def _gather(shards: Mapping[int, np.ndarray], run: Run, out: np.ndarray) -> None:
-    """Copies the rows of a run."""
-    for shard in set(run.shards.tolist()):
-        mine = (run.shards == shard).nonzero()[0]
-        out[mine] = shards[shard][run.rows[mine]]
+def _gather(found: Mapping[int, np.ndarray], shards: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    """Copies rows of some shards."""
+    for shard in set(shards.tolist()):
+        mine = (shards == shard).nonzero()[0]
+        out[mine] = found[shard][rows[mine]]

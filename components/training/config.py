@@ -29,3 +29,7 @@ class Train(BaseModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint_every: int = Field(default=200, ge=1, description="steps between checkpoints")
     log_every: int = Field(default=10, ge=1, description="steps between reported metrics")
+    memory_mb: int = Field(
+        default=2048, ge=0, description="training data that are larger than this when decoded are read as a stream"
+    )
+    window_mb: int = Field(default=512, ge=1, description="of a stream: stored data that are shuffled together")
