@@ -74,6 +74,10 @@ class StageContext:
         if self.store is not None:
             self.sealed += stored
 
+    def written(self) -> Files:
+        """This output as it is so far, with what was named to `keep`."""
+        return _Written(self)
+
     def each(self, function: Callable[[A], B], items: Sequence[A]) -> Iterator[tuple[int, B]]:
         """Independent work side by side, (index, result) as they end; `function` is a picklable one of a module."""
         from infra import parallel
@@ -118,3 +122,24 @@ class StageContext:
         folder = self.output / "tables"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class _Written:
+    """`components.interfaces.Files` of an output that is not committed yet."""
+
+    ctx: StageContext
+
+    def names(self) -> list[str]:
+        from components.data.files import Folder
+
+        return sorted({*(put.name for put in self.ctx.sealed), *Folder(self.ctx.output).names()})
+
+    def path(self, name: str) -> Path:
+        own = self.ctx.output / name
+        if own.is_file() or self.ctx.store is None:
+            return own
+        digest = next((put.digest for put in self.ctx.sealed if put.name == name), None)
+        if digest is None:
+            raise FileNotFoundError(f"{self.ctx.stage} has not written {name}")
+        return self.ctx.store.fetch(digest)

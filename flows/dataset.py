@@ -12,15 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow
 
-from components.data.files import Folder
-from flows.context import StageContext, StageFailed
+from flows.context import StageContext
 from flows.pipeline import label, walk
 from flows.request import Request
 
@@ -39,10 +37,11 @@ def body(ctx: StageContext) -> dict[str, float]:
     """Writes `outputs/dataset`: shards, index, dataset.json, validation.json, tables, example pictures, data.html."""
     from components.interfaces import ImageFormat
     from flows.data_page import page
+    from flows.validation import judged, load_suite
     from infra.storage import write_json_atomic
 
     section = ctx.section("dataset")
-    suite = _suite(section["expectations"])
+    suite = load_suite(section["expectations"])
     image = ImageFormat(**section["image"]) if section["image"] else None
     writer = _Writer(ctx, section)
     whole = writer.write()
@@ -51,10 +50,11 @@ def body(ctx: StageContext) -> dict[str, float]:
     frame = writer.frame(near)
     ctx.progress(0, 1, "validating")
     findings = _validated(ctx, frame, suite)
-    if writer.drop(_quarantined(findings, frame), near if section["near_duplicates"] else {}):
+    unwanted = near if writer.near and writer.near["drop"] else {}
+    if writer.drop(_quarantined(findings, frame), unwanted):
         whole = writer.write()
         frame = writer.frame(near)
-        whole.check(writer.layout, section["max_broken"])
+        whole.check(writer.layout, section["max_broken"], asked_for=len({digest for _, digest in unwanted.values()}))
     about = whole.summary(writer.layout, image)
     kept = [f for f in findings if f.expectation != "no_drift"]  # the champion of today is no property of the data
     rows = [finding.row() for finding in kept]
@@ -68,15 +68,11 @@ def body(ctx: StageContext) -> dict[str, float]:
     ctx.table("shards", [shard for part in whole.parts for shard in part.shards][:_ROWS])
     if near:
         ctx.table("near_duplicates", [{"key": key, "like": first} for key, (first, _) in near.items()][:_ROWS])
-    failed = [f for f in findings if not f.passed and not f.not_applicable]
-    stopping = [f for f in failed if f.severity == "critical"]
-    if stopping:
-        lines = [f"  {f.expectation}({f.column}): {_evidence(f)}" for f in stopping]
-        raise StageFailed("the data set does not meet its expectations:\n" + "\n".join(lines))
+    warnings = judged(findings, "the data set")
     ctx.keep(list(whole.stored()))
     if image is not None:
         ctx.figure("examples", _examples(writer, frame, image))
-    (ctx.output / "data.html").write_bytes(page(_Fresh(writer), kept, ctx.recipe["system"]))
+    (ctx.output / "data.html").write_bytes(page(ctx.written(), kept, ctx.recipe["system"]))
     return {
         **{f"rows.{name}": split["rows"] for name, split in about["splits"].items()},
         "classes": len(about["classes"]),
@@ -87,7 +83,7 @@ def body(ctx: StageContext) -> dict[str, float]:
         "duplicates": about["duplicates"],
         "near_duplicates": len(near),
         "expectations": len(findings),
-        "warnings": sum(f.severity == "warning" for f in failed),
+        "warnings": warnings,
     }
 
 
@@ -110,7 +106,7 @@ class _Writer:
             modalities=tuple(modality for modality in MODALITIES if modality in has),
             held_out=section["held_out"],
             has_target="target" in sources,
-            signer=Signer(shingle=near["shingle"], permutations=near["permutations"]) if self.near else None,
+            signer=Signer.of(self.near) if self.near else None,
         )
         parts = [(name, part) for name, source in sources.items() for part in source.parts()]
         self.jobs: list[Job] = [
@@ -134,10 +130,11 @@ class _Writer:
         return Whole([self.parts[job.number] for job in self.jobs])
 
     def drop(self, quarantined: Mapping[str, str], near: Mapping[str, tuple[str, str]]) -> bool:
-        """Samples to be left out from now on: content hash -> reason, and near-duplicates if the recipe says so."""
-        wanted: dict[str, str | None] = dict(quarantined)
-        if self.near and self.near["drop"]:
-            wanted |= {digest: f"near-duplicate of {first}" for first, digest in near.values()}
+        """Samples to be left out from now on: content hash -> reason, and near-duplicates."""
+        wanted: dict[str, str | None] = {
+            **quarantined,
+            **{digest: f"near-duplicate of {first}" for first, digest in near.values()},
+        }
         for number in self.parts if wanted else ():
             if found := {digest: wanted[digest] for digest in self._hashes(number) if digest in wanted}:
                 self.drops.setdefault(number, {}).update(found)
@@ -249,32 +246,6 @@ class _Writer:
         return self.ctx.store.fetch(digest)
 
 
-@dataclass(frozen=True)
-class _Fresh:
-    """What was just written, as `Files`, although it is not sealed yet."""
-
-    writer: _Writer
-
-    def names(self) -> list[str]:
-        put = (stored.name for part in self.writer.parts.values() for stored in part.stored)
-        return sorted({*put, *Folder(self.writer.ctx.output).names()})
-
-    def path(self, name: str) -> Path:
-        own = self.writer.ctx.output / name
-        return own if own.is_file() else self.writer.shard(name)
-
-
-def _suite(name: str) -> list[dict[str, Any]]:
-    from components import yamlio
-    from components.data import shards
-
-    path = Path(shards.__file__).parent / "expectations" / f"{name}.yaml"
-    if not path.is_file():
-        there = ", ".join(sorted(path.stem for path in path.parent.glob("*.yaml")))
-        raise StageFailed(f"dataset.expectations: there is no suite '{name}' (there are: {there})")
-    return yamlio.load(path)
-
-
 def _validated(ctx: StageContext, frame: pd.DataFrame, suite: list[dict[str, Any]]) -> list[Finding]:
     from infra import validation
 
@@ -295,12 +266,6 @@ def _quarantined(findings: Iterable[Finding], frame: pd.DataFrame) -> dict[str, 
             reason = f"quarantine: {finding.expectation}({finding.column})"
             found |= dict.fromkeys(frame["hash"].iloc[finding.rows], reason)
     return found
-
-
-def _evidence(finding: Finding) -> str:
-    if not finding.examples:
-        return f"observed {finding.observed}"
-    return f"{finding.unexpected} of the samples, e.g. {', '.join(finding.examples[:5])} (values {finding.observed})"
 
 
 def _classes(frame: pd.DataFrame) -> list[dict[str, Any]]:

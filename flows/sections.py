@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import PydanticJsonSchemaWarning
@@ -38,10 +38,13 @@ class Image(_Section):
 
 
 class NearDuplicates(_Section):
-    """MinHash over word shingles: pairs whose estimated Jaccard similarity reaches the threshold."""
+    """MinHash over shingles: pairs whose estimated Jaccard similarity reaches the threshold."""
 
     threshold: float = Field(default=0.8, gt=0, le=1)
-    shingle: int = Field(default=5, ge=1, le=50, description="words")
+    shingle: int = Field(default=5, ge=1, le=50, description="units that follow one another")
+    unit: Literal["word", "character"] = Field(
+        default="word", description="character: for languages without spaces between words, with a shingle of 9 or so"
+    )
     permutations: int = Field(default=128, ge=16, le=1024)
     drop: bool = Field(default=False, description="keep only the first of each group; otherwise report")
 

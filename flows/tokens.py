@@ -1,4 +1,6 @@
-"""The data set as token arrays: what the generator trains on. One pair of arrays a shard, straight into the store."""
+"""The data set as token arrays: what the generator trains on. One pair of arrays a shard, straight into the store.
+
+What was written is checked against the suite `tokens`; tokens that cannot be right stop here."""
 
 from __future__ import annotations
 
@@ -34,6 +36,9 @@ def body(ctx: StageContext) -> dict[str, float]:
     from components.interfaces import Tokenizer
     from components.quantizers._codebook import usage
     from components.training import distributed
+    from flows.validation import TOKENS, judged, load_suite, token_frame
+    from infra import validation
+    from infra.storage import write_json_atomic
 
     files = ctx.files("dataset")
     about = shards.describe(files)
@@ -63,7 +68,15 @@ def body(ctx: StageContext) -> dict[str, float]:
         metrics |= {f"{split}.rows": rows, f"{split}.usage": share, f"{split}.perplexity": perplexity}
     summary = {"spec": asdict(spec), "classes": about["classes"], "target_classes": about["target_classes"]}
     (ctx.output / "tokens.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-    return metrics
+    ctx.progress(total, total, "validating")
+    findings = validation.validate(token_frame(ctx.written()), load_suite(TOKENS))
+    checked = [finding.row() for finding in findings]
+    write_json_atomic(ctx.output / "validation.json", checked)
+    ctx.table("validation", checked)
+    return metrics | {
+        "expectations": len(findings),
+        "warnings": judged(findings, "what the tokenizer made of the data"),
+    }
 
 
 def decoded(

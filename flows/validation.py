@@ -16,6 +16,7 @@ from components import yamlio
 from components.data.files import Folder
 from components.registry import nearest
 from flows import outputs, recipes, runs
+from flows.context import StageFailed
 from flows.findings import show
 from infra.settings import Settings
 from infra.validation import Finding, SuiteError, validate
@@ -113,6 +114,22 @@ def load_suite(name: str) -> list[dict[str, Any]]:
     return suite
 
 
+def judged(findings: Sequence[Finding], what: str) -> int:
+    """The number of warnings. Raises StageFailed with what must hold and does not."""
+    failed = [f for f in findings if not f.passed and not f.not_applicable]
+    stopping = [f for f in failed if f.severity == "critical"]
+    if stopping:
+        lines = [f"  {f.expectation}({f.column}): {_said(f)}" for f in stopping]
+        raise StageFailed(f"{what} does not meet its expectations:\n" + "\n".join(lines))
+    return sum(f.severity == "warning" for f in failed)
+
+
+def _said(finding: Finding) -> str:
+    if not finding.examples:
+        return f"observed {finding.observed}"
+    return f"{finding.unexpected} of the samples, e.g. {', '.join(finding.examples[:5])} (values {finding.observed})"
+
+
 # ----------------------------------------------------------------------------------------------------------- frames
 
 
@@ -145,7 +162,7 @@ def _near(keys: pd.Series, signatures: Sequence[bytes | None], near: Mapping[str
 
     from components.data.near_duplicates import Signer, near_duplicates
 
-    signer = Signer(shingle=near["shingle"], permutations=near["permutations"])
+    signer = Signer.of(near)
     texts = np.array([row for row, signature in enumerate(signatures) if signature is not None])
     first = near_duplicates(np.stack([signer.read(signatures[row]) for row in texts]), near["threshold"])
     later = first != np.arange(len(first))

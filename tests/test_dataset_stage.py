@@ -15,6 +15,7 @@ from components.interfaces import Part, Sample, Source
 from flows.context import StageContext, StageFailed
 from flows.data import training_images
 from flows.dataset import body
+from infra.validation import SuiteError
 
 
 def save(path: Path, seed: int, size: tuple[int, int] = (24, 20)) -> None:
@@ -140,8 +141,25 @@ def test_many_broken_samples_stop(tmp_path, pictures):
         body(context(tmp_path, of(pictures)))
 
 
+@pytest.mark.parametrize("drop", [False, True])
+def test_near_duplicates_are_left_out_where_the_recipe_says_so_and_are_no_fault(tmp_path, drop):
+    words = [f"word{number}" for number in range(3000)]
+    texts = [" ".join(np.random.default_rng(number).choice(words, 300)) for number in range(40)]
+    texts += [f"{text} again" for text in texts[:15]]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "texts.jsonl").write_text(lines)
+    near = {"threshold": 0.8, "shingle": 5, "unit": "word", "permutations": 128, "drop": drop}
+    source = {"type": "jsonl", "path": str(tmp_path / "texts.jsonl"), "text": "text"}
+    ctx = context(tmp_path, source, image=None, expectations="texts", near_duplicates=near, max_broken=0.0)
+    metrics = body(ctx)
+    assert metrics["near_duplicates"] == 15
+    assert metrics["quarantined"] == (15 if drop else 0)
+    assert metrics["rows.train"] + metrics["rows.held_out"] == (40 if drop else 55)
+    assert sum("near-duplicate of" in row["reason"] for row in table(ctx, "broken")) == (15 if drop else 0)
+
+
 def test_an_unknown_suite_is_named(tmp_path, pictures):
-    with pytest.raises(StageFailed, match=r"no suite 'pictures' \(there are: arrays, audio, images, texts, tokens\)"):
+    with pytest.raises(SuiteError, match=r"no suite 'pictures' \(there are: arrays, audio, images, texts, tokens; or"):
         body(context(tmp_path, of(pictures), expectations="pictures"))
 
 

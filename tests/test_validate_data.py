@@ -159,7 +159,7 @@ def test_near_duplicates_across_splits_are_found(settings):
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice([f"word{n}" for n in range(500)], 200)) for _ in range(30)]
     samples = [Sample(f"{n}{end}", text=text + end) for n, text in enumerate(texts) for end in ("", " again")]
-    near = {"threshold": 0.8, "shingle": 5, "permutations": 128, "drop": False}
+    near = {"threshold": 0.8, "shingle": 5, "unit": "word", "permutations": 128, "drop": False}
     folder = run(settings, "texts", pictures(0, 4), expectations="texts", near_duplicates=near) / "outputs" / "dataset"
     shutil.rmtree(folder)
     _data.write(folder, samples, held_out=0.4, signer=Signer(shingle=5, permutations=128))

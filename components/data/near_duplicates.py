@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -46,6 +46,11 @@ class Signer:
     permutations: int = 128
     seed: int = 1
     unit: Literal["word", "character"] = "word"
+
+    @classmethod
+    def of(cls, section: Mapping[str, Any]) -> Signer:
+        """As the section `near_duplicates` of a recipe says."""
+        return cls(shingle=section["shingle"], permutations=section["permutations"], unit=section["unit"])
 
     def sign(self, text: str) -> np.ndarray:
         """uint32 [permutations]. A text with fewer units than a shingle is one shingle; one without words is compared by

@@ -260,9 +260,10 @@ class Whole:
         """The first of what is broken or in quarantine."""
         return [row for part in self.parts for row in part.named][:_NAMED]
 
-    def check(self, layout: Layout, max_broken: float) -> None:
-        """Raises DataError when more than the share `max_broken` is unusable, or a split is empty."""
-        lost = sum(part.broken + part.quarantined for part in self.parts)
+    def check(self, layout: Layout, max_broken: float, asked_for: int = 0) -> None:
+        """Raises DataError when more than the share `max_broken` is unusable, or a split is empty. `asked_for` samples were
+        left out because the recipe wants it (near-duplicates)."""
+        lost = sum(part.broken + part.quarantined for part in self.parts) - asked_for
         if lost > max_broken * self.read:
             first = self.refused()
             named = "; ".join(f"{b['key']}: {b['reason']}" for b in first[:5]) + ("; ..." if lost > 5 else "")
