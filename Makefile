@@ -9,12 +9,15 @@ STAMP  := $(VENV)/.installed
 run: $(STAMP)  ## the main job: from raw data to a promoted generator
 	$(BIN)/tessera run quickstart --scale tiny
 
-test: $(STAMP) browser lint  ## everything: the quick ones two files at a time, what starts servers and measures times alone
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not browser"
-	$(BIN)/python -m pytest -m "slow or browser"
+# Two files at a time, each with one thread: threads of two processes would wait for each other.
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test: $(STAMP) browser lint  ## everything: two files at a time, and the browser alone at the end
+	$(SIDE_BY_SIDE) -m "not browser"
+	$(BIN)/python -m pytest -m browser
 
 test-fast: $(STAMP) lint  ## what answers in two minutes
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not browser"
+	$(SIDE_BY_SIDE) -m "not slow and not browser"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

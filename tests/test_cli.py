@@ -205,6 +205,7 @@ def test_nothing_runs_in_a_new_project(tessera: Call) -> None:
     assert tessera("down").stdout == "nothing of this project is running any more\n"
 
 
+@pytest.mark.slow
 def test_the_schema_for_editors_accepts_the_recipes(project: Path, tessera: Call) -> None:
     done = tessera("schema")
     assert (done.returncode, done.stderr) == (0, "")
@@ -216,6 +217,7 @@ def test_the_schema_for_editors_accepts_the_recipes(project: Path, tessera: Call
     assert done.returncode == 0, "the schema beside the recipes is not taken for one"
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_changes_and_writes_a_run_of_its_own(tmp_path: Path) -> None:
     runs.init_project(tmp_path / "mine")
     changed = "tokenizer.transforms=[{type: 'my_components:Mirror'}]"

@@ -273,6 +273,7 @@ def fit(name: str, folder: Path, seed: int = 0, **changes: Any) -> MixtureResult
     return mixture.fit(pictures(), seed=seed, workdir=folder, map=in_turn, monitor=Silent())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", registry.names(Mixture))
 def test_contract(name: str, tmp_path: Path) -> None:
     data = pictures()
@@ -306,6 +307,7 @@ def test_blank_pictures_are_pruned_and_the_target_is_found(tmp_path: Path) -> No
     assert {"round", "score", "seed", "weights"} <= set(result.tables["history"][0])
 
 
+@pytest.mark.slow
 def test_one_round_is_regmix(tmp_path: Path) -> None:
     climb = fit("climb", tmp_path / "climb", rounds=[28])
     regmix = fit("regmix", tmp_path / "regmix")

@@ -248,6 +248,7 @@ def test_more_budget_of_the_right_text_is_better() -> None:
 # ------------------------------------------------------------------------------------------------ search
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", registry.names(Mixture))
 def test_contract_on_texts(name: str, tmp_path: Path) -> None:
     data = texts()
@@ -286,6 +287,7 @@ def test_the_target_is_found_and_what_is_no_text_is_pruned(tmp_path: Path) -> No
     assert set(result.figures) == {"clusters", "search", "baselines"}
 
 
+@pytest.mark.slow
 def test_without_pruning_the_search_itself_turns_from_the_decoy(tmp_path: Path) -> None:
     data = texts()
     result = fit("climb", tmp_path, rounds=[64, 32, 16], problem={**PROBLEM, "prune": []})
@@ -311,12 +313,14 @@ def test_rounds_and_mixtures_are_the_papers(tmp_path: Path) -> None:
     assert np.all(alphas <= cap)
 
 
+@pytest.mark.slow
 def test_one_round_on_texts_is_regmix(tmp_path: Path) -> None:
     climb, regmix = fit("climb", tmp_path / "climb", rounds=[28]), fit("regmix", tmp_path / "regmix")
     assert np.array_equal(climb.sample_weights, regmix.sample_weights)
     assert climb.tables["history"] == regmix.tables["history"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("survived", [5, 20])
 def test_a_search_on_texts_that_was_killed_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int
@@ -355,6 +359,7 @@ def test_another_target_pool_or_proxy_never_meets_old_scores(tmp_path: Path) -> 
     assert setup.build(hidden, clusters, 0).name == made[0].name
 
 
+@pytest.mark.slow
 def test_names_and_labels_change_nothing_on_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = texts()
     plain = fit("climb", tmp_path / "plain")
@@ -488,6 +493,7 @@ def test_training_windows_are_drawn_by_the_mixture() -> None:
         assert np.array_equal(row, (row[0] + np.arange(6)) % 20)  # a piece of the stream, around its end
 
 
+@pytest.mark.slow
 def test_a_decoder_learns_the_mixture_it_is_trained_on() -> None:
     import torch
 
@@ -522,6 +528,7 @@ def test_the_loss_of_a_decoder_is_in_bits_per_byte() -> None:
     assert np.allclose(evaluate(model, Windows.of(["a", "b" * 16, "", "größer" * 9], 16)), [8, 8, 0, 8])
 
 
+@pytest.mark.slow
 def test_heavy_proxies_go_through_the_map_and_give_the_same_anywhere(tmp_path: Path) -> None:
     sent: list[int] = []
 
@@ -641,6 +648,7 @@ def test_mistakes_about_several_sources_are_explained(change: dict[str, Any], me
 # ------------------------------------------------------------------------------------------------ the stage
 
 
+@pytest.mark.slow
 def test_the_stage_searches_a_mixture_of_texts(tmp_path: Path) -> None:
     from components.data.shards import load_texts
     from flows import dataset, mixture

@@ -88,6 +88,7 @@ def test_it_says_what_there_is(tmp_path):
     assert "The same for every sample: width 24 , height 20 , aspect 1.2" in text
 
 
+@pytest.mark.slow
 def test_small_pictures_are_shown_as_they_are_and_large_ones_are_made_small(tmp_path):
     small = Folder(_data.write(tmp_path / "small", pictures(), image=ImageFormat(16, 3)))
     (example, *more) = data_examples.of_split(small, "train", 5, 10_000)

@@ -583,6 +583,7 @@ def test_model_versions_and_their_champion_are_named(
     assert json.loads(capsys.readouterr().out) == samples.find(settings, sample)
 
 
+@pytest.mark.slow
 def test_of_data_on_s3_the_index_is_fetched_once_and_of_the_samples_those_that_are_shown(
     tmp_path: Path, printed: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:

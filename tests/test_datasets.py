@@ -60,7 +60,7 @@ def folder(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "remote"), tmp_path / "shards", 1 << 20)
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def store(request: pytest.FixtureRequest) -> Store:
     return request.getfixturevalue(request.param)
 
@@ -210,6 +210,7 @@ def test_a_tree_without_all_its_leaves_is_never_written(store: Store, request: p
     assert datasets.seal(store, shards).nfiles == len(NAMES)
 
 
+@pytest.mark.slow
 def test_many_leaves_are_looked_for_by_listing(s3: Store, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_objects, "_LISTED", 50)
     with ThreadPoolExecutor(8) as pool:
@@ -251,6 +252,7 @@ def test_a_new_version_needs_nothing_of_the_old_but_its_tree(s3: Store, bucket: 
     assert datasets.tree(s3, old.md5)[NAMES[0]] != datasets.tree(s3, new.md5)[NAMES[0]]
 
 
+@pytest.mark.slow
 def test_dvc_gets_what_was_sealed(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`dvc pull` in a project of its own, with nothing but the pointer."""
     sealed = datasets.seal(store, put_all(store))
@@ -275,6 +277,7 @@ def test_dvc_gets_what_was_sealed(store: Store, tmp_path: Path, monkeypatch: pyt
 # ------------------------------------------------------------------------------------------------------ what fails
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [BUSY, BROKEN, RESET, HALF], ids=["busy", "broken", "reset", "half"])
 def test_an_s3_that_stumbles_is_asked_again(s3: Store, bucket: Bucket, fault: _s3.Fault) -> None:
     bucket.proxy.fail_first(2, fault)
@@ -304,6 +307,7 @@ def large() -> bytes:
     return b"".join(hashlib.sha256(b"%d" % n).digest() * 1024 for n in range(2200))  # 69 MB: five pieces
 
 
+@pytest.mark.slow
 def test_an_upload_that_is_lost_half_way_leaves_nothing_visible(s3: Store, bucket: Bucket) -> None:
     data = large()
     bucket.proxy.fault = lambda method, path: DENIED if "partNumber=3" in path else None
@@ -326,6 +330,7 @@ store.put("large.bin", large())
 """
 
 
+@pytest.mark.slow
 def test_a_worker_killed_during_an_upload_leaves_nothing_visible(s3: Store, bucket: Bucket) -> None:
     worker = subprocess.Popen([sys.executable, "-c", _KILLED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
 
@@ -535,6 +540,7 @@ for digest in order:
 """
 
 
+@pytest.mark.slow
 def test_several_processes_share_a_cache(s3: Store, bucket: Bucket) -> None:
     shards = [s3.put(f"{number}", b"%04d" % number * 250) for number in range(30)]
     small = Store(s3.url, s3.cache, 16_000)  # half of what is read: under pressure, but less than twice its size

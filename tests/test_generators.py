@@ -168,6 +168,7 @@ class TestStage:
         recipe = {"seed": 0, "mixture": None, "generator": section}
         return output, generator.body(StageContext(run, "generator", recipe, output, work))
 
+    @pytest.mark.slow
     def test_it_learns_the_tokens_and_says_how_well(self, tmp_path: Path) -> None:
         output, metrics = self.run(tmp_path)
         trained = artifact.load(output, Generator)
@@ -181,6 +182,7 @@ class TestStage:
         assert bits < 0.2
         assert "target.bits_per_token" not in metrics  # there is no target
 
+    @pytest.mark.slow
     def test_twice_the_same(self, tmp_path: Path) -> None:
         (first, _), (second, _) = self.run(tmp_path / "a"), self.run(tmp_path / "b")
         assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()

@@ -197,6 +197,7 @@ def test_two_sizes_with_equal_outputs_are_both_remembered(settings: Settings) ->
     assert [constant(run, size) for size in (1, 2, 1, 2, 2)] == ["ran", "ran", "restored", "restored", "cached"]
 
 
+@pytest.mark.slow
 @both
 def test_dvc_repro_agrees_after_a_walk(settings: Settings) -> None:
     run = make_run(settings, "one")
@@ -206,6 +207,7 @@ def test_dvc_repro_agrees_after_a_walk(settings: Settings) -> None:
     assert bodies(settings) == ["a", "b", "c"]
 
 
+@pytest.mark.slow
 @both
 def test_a_walk_agrees_after_dvc_repro(settings: Settings) -> None:
     run = make_run(settings, "one")
@@ -254,6 +256,7 @@ with graph.open_graph(run) as opened:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["lock", "cache"])
 def test_killed_in_the_commit(settings: Settings, where: str) -> None:
     """The lock is held by the kernel for a process that lives; a killed one blocks nobody."""
@@ -334,6 +337,7 @@ def _clone(settings: Settings, run: Path, target: Path) -> Settings:
     return there
 
 
+@pytest.mark.slow
 @both
 def test_pull_in_a_second_clone_brings_the_same_bytes(settings: Settings, tmp_path: Path) -> None:
     run = make_run(settings, "one")
@@ -350,6 +354,7 @@ def test_pull_in_a_second_clone_brings_the_same_bytes(settings: Settings, tmp_pa
     assert walk(copy) == all_of("cached")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", ["git"], indirect=True)
 def test_pull_in_a_git_clone(settings: Settings, tmp_path: Path) -> None:
     """Nothing but `git clone` and `dvc pull`; afterwards a walk in the clone does nothing and keeps the remote."""
@@ -380,6 +385,7 @@ def test_a_moved_project_finds_its_own_remote(settings: Settings, tmp_path: Path
     assert walk(moved.runs / "one") == all_of("cached")
 
 
+@pytest.mark.slow
 def test_push_repairs_a_remote_that_lost_a_leaf(settings: Settings, tmp_path: Path) -> None:
     """DVC takes a tree object in the remote as proof that its leaves are there, too."""
     run = make_run(settings, "one")

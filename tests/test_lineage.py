@@ -95,6 +95,7 @@ def test_a_setting_changed_back_brings_its_event_back(settings: Settings) -> Non
     assert lineage.tree(run, settings, second["key"])["tree"]["output"] == second["output"]
 
 
+@pytest.mark.slow
 def test_a_model_version_leads_to_its_run_and_its_promotions(settings: Settings, tmp_path: Path) -> None:
     from infra import ledger, registry
     from infra.tracking import Tracking

@@ -135,13 +135,15 @@ def test_the_report_is_one_page_that_needs_no_network(quickstart: Quickstart) ->
 
 
 def test_the_same_command_again_answers_at_once_and_imports_nothing_heavy(quickstart: Quickstart) -> None:
-    began = time.monotonic()
-    again = tessera(quickstart.settings, *RUN, *sets())
-    seconds = time.monotonic() - began
-    assert again.returncode == 0
-    assert "everything is up to date" in again.stdout
-    assert again.stdout.count("cached") == len(STAGES)
-    assert seconds < 3
+    seconds = []
+    for _ in range(3):  # the quickest counts: other tests run at the same time
+        began = time.monotonic()
+        again = tessera(quickstart.settings, *RUN, *sets())
+        seconds.append(time.monotonic() - began)
+        assert again.returncode == 0
+        assert "everything is up to date" in again.stdout
+        assert again.stdout.count("cached") == len(STAGES)
+    assert min(seconds) < 3
     watched = tessera(quickstart.settings, *RUN, *sets(), python=("-X", "importtime"))
     assert watched.returncode == 0
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in watched.stderr.splitlines()}

@@ -216,7 +216,8 @@ def test_vq_revives_codes_that_nothing_uses():
     quantizer(latents())
     quantizer.after_step(1)
     assert quantizer.codebook.abs().max() < 10
-    assert quantizer.eval()(latents(64)).codes.unique().numel() == 16
+    # eight at most without revival; which of them a new batch uses is chance (12 to 16 of 16 in 200 seeds)
+    assert quantizer.eval()(latents(64)).codes.unique().numel() >= 12
 
 
 def test_vq_without_a_step_stays():

@@ -35,6 +35,7 @@ def pid(settings: Settings, name: str) -> int:
     return entry[0] if entry else 0
 
 
+@pytest.mark.slow
 def test_a_dead_service_comes_back(settings: Settings) -> None:
     services.ensure(settings, {"s"}, extra={"s": SLEEPER})
     first = pid(settings, "s")
@@ -43,6 +44,7 @@ def test_a_dead_service_comes_back(settings: Settings) -> None:
     assert services.status(settings)[0].restarts == 1
 
 
+@pytest.mark.slow
 def test_who_comes_second_attaches(settings: Settings) -> None:
     services.ensure(settings, {"s"}, extra={"s": SLEEPER})
     first = pid(settings, "s")
@@ -51,6 +53,7 @@ def test_who_comes_second_attaches(settings: Settings) -> None:
     assert {entry.name for entry in services.status(settings)} == {"s", "t"}
 
 
+@pytest.mark.slow
 def test_four_at_once_start_one_supervisor(settings: Settings) -> None:
     code = f"""
 import os
@@ -64,6 +67,7 @@ print(services._state(settings)["supervisor"]["pid"], services.process(settings,
     assert len(answers) == 1
 
 
+@pytest.mark.slow
 def test_a_service_that_cannot_run_is_an_error_with_what_it_printed(settings: Settings) -> None:
     with pytest.raises(ServiceError, match=r"could not be started.*no-such-program"):
         services.ensure(settings, {"s"}, extra={"s": ["/no-such-program"]})
@@ -72,6 +76,7 @@ def test_a_service_that_cannot_run_is_an_error_with_what_it_printed(settings: Se
         services.ensure(settings, {"t"}, extra={"t": broken})
 
 
+@pytest.mark.slow
 def test_after_a_failure_the_next_request_starts_afresh(settings: Settings) -> None:
     with pytest.raises(ServiceError):
         services.ensure(settings, {"s"}, extra={"s": ["/no-such-program"]})
@@ -79,6 +84,7 @@ def test_after_a_failure_the_next_request_starts_afresh(settings: Settings) -> N
     assert services.status(settings)[0].state == "running"
 
 
+@pytest.mark.slow
 def test_what_was_left_by_a_killed_supervisor_is_cleaned_up_and_leases_hold(settings: Settings) -> None:
     with services.lease(settings):
         services.ensure(settings, {"s"}, extra={"s": SLEEPER})
@@ -92,6 +98,7 @@ def test_what_was_left_by_a_killed_supervisor_is_cleaned_up_and_leases_hold(sett
         assert supervisor.leased(settings.home)
 
 
+@pytest.mark.slow
 def test_idle_services_end_but_not_under_a_lease(tmp_path: Path) -> None:
     settings = project(tmp_path / "p", idle_minutes=0.02)
     with services.lease(settings):
@@ -106,6 +113,7 @@ def test_idle_services_end_but_not_under_a_lease(tmp_path: Path) -> None:
     assert traces(settings) == []
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_avoided_or_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -115,6 +123,7 @@ def test_a_port_in_use_is_avoided_or_named(tmp_path: Path) -> None:
         assert services._port(port, "prefect_port", Settings(project=tmp_path)) != port
 
 
+@pytest.mark.slow
 def test_secrets_are_for_the_user_alone(settings: Settings) -> None:
     token = settings.project / "token"
     services._make_token(token)

@@ -87,6 +87,7 @@ def test_no_source_unpickles(name, tmp_path, monkeypatch):
     assert list(registry.build(Source, spec).samples())
 
 
+@pytest.mark.slow
 def test_parts_depend_on_nothing_but_the_data(tmp_path):
     specs = [small(name, tmp_path / name) for name in registry.names(Source)]
     code = (

@@ -65,7 +65,11 @@ def test_a_source(project: Settings, name: str, tmp_path: Path) -> None:
     source = small(name, tmp_path / "data")
     pictures = "image" in registry.build(Source, source).modalities
     section = {"source": source, "held_out": 0.3, "max_broken": 0.2}
-    made = run(project, name.replace("_", "-"), {"dataset": section | ({"image": {"size": 16, "channels": 3}} if pictures else {})})
+    made = run(
+        project,
+        name.replace("_", "-"),
+        {"dataset": section | ({"image": {"size": 16, "channels": 3}} if pictures else {})},
+    )
     assert set(locked(made)) == {"dataset"}
     about = json.loads((made / "outputs" / "dataset" / "dataset.json").read_text())
     assert about["splits"]["train"]["rows"] and about["splits"]["held_out"]["rows"]

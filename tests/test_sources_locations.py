@@ -168,6 +168,7 @@ def impatient(monkeypatch) -> None:
     monkeypatch.setattr(asyncio, "sleep", lambda seconds, *rest: sleep(min(seconds, 0.01), *rest))
 
 
+@pytest.mark.slow
 def test_a_bucket_is_listed_like_a_folder(s3, tmp_path):
     url = s3.upload(put(tmp_path, FILES))
     s3.put("data/marker/", b"")  # how some programs write a folder
@@ -246,6 +247,7 @@ def test_what_stays_is_said_and_is_no_damage_of_the_data(name, fault, message, s
         list(source.read(parts[0]))
 
 
+@pytest.mark.slow
 def test_a_listing_that_fails_for_good_is_said(s3, tmp_path, impatient):
     url = s3.upload(put(tmp_path, {"x": "1"}))
     s3.proxy.fault = lambda method, path: BUSY

@@ -95,6 +95,7 @@ def test_a_name_that_is_not_utf8_is_a_key_that_can_be_stored(tmp_path):
     assert of("text_files", tmp_path) == {"b\\xff": Sample("b\\xff", text="text")}
 
 
+@pytest.mark.slow
 def test_ten_thousand_empty_files_take_seconds(tmp_path):
     import time
 

@@ -701,6 +701,7 @@ class Deadly:
         return {"x": torch.tensor([step])}
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_an_error_and_no_endless_wait():
     with Prefetch(Deadly(), depth=1, workers=1) as batches:
         assert [batches.batch(step)["x"].item() for step in range(2)] == [0, 1]
@@ -729,6 +730,7 @@ def test_processes_end_with_it(data):
     assert [child.exitcode for child in started] == [0, 0]
 
 
+@pytest.mark.slow
 def test_a_program_that_forgets_to_close_it_ends_nevertheless():
     code = (
         "import torch\nfrom components.data.prefetch import Prefetch\n"

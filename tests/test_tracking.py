@@ -31,6 +31,7 @@ def tracking(settings: Settings) -> Tracking:
     return Tracking(settings)
 
 
+@pytest.mark.slow
 def test_runs_are_found_before_they_are_created(tracking: Tracking, settings: Settings) -> None:
     parent = tracking.parent("tiny", "one", RECIPE)
     child = tracking.child("tiny", parent, "one", "tokenizer", "k" * 64)
@@ -63,6 +64,7 @@ def test_parameters_missing_after_a_kill_are_added(tracking: Tracking, monkeypat
     assert tracking.client.get_run(parent).data.params["seed"] == "0"
 
 
+@pytest.mark.slow
 def test_metrics_inputs_and_artifacts_can_be_logged_again(tracking: Tracking, tmp_path: Path) -> None:
     parent = tracking.parent("tiny", "again", RECIPE)
     run = tracking.child("tiny", parent, "again", "tokenizer", "a" * 64)

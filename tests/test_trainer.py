@@ -87,6 +87,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, b.state_dict()[n]) for n, x in a.state_dict().items())
 
 
+@pytest.mark.slow
 def test_it_learns_and_reports(tmp_path):
     net, metrics, rows = run(tmp_path, config(steps=300, ema=None, lr=3e-2), net=Net(dropout=0.0))
     assert metrics["loss"] < 0.5 * rows.rows[5]["loss"]
