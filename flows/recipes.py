@@ -144,13 +144,13 @@ def _kept(project: Path, name: str, scale: str | None, overrides: list[str]) -> 
 
 
 def _scaled(project: Path, path: Path, recipe: dict[str, Any], scale: str | None) -> dict[str, Any]:
-    """The recipe at a scale: `paper` is the base, any other one changes it."""
+    """The recipe at a scale: `paper` is the base, any other one changes it. One without any is itself."""
     recipe = deepcopy(recipe)
     scales = recipe.pop("scales", None) or {}
     wanted = scale or DEFAULT_SCALE
     if wanted in scales:
         return merge(recipe, scales[wanted] or {})
-    if wanted == "paper":
+    if wanted == "paper" or (not scales and wanted == DEFAULT_SCALE):
         return recipe
     choices = sorted({*scales, "paper"})
     raise RecipeError(

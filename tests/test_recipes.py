@@ -171,6 +171,13 @@ def test_paper_is_the_recipe_as_it_stands_and_tiny_the_default(resolve: Resolve)
     assert resolve(scale="bare") == resolve(scale="paper")
 
 
+def test_a_recipe_without_scales_is_itself(resolve: Resolve, written: Callable[[str | bytes], str]) -> None:
+    name = written("system: plain\ndataset: {source: {type: pydoc_text}}\n")
+    assert resolve(name=name) == resolve(name=name, scale="tiny") == resolve(name=name, scale="paper")
+    with pytest.raises(RecipeError, match="has no scale 'small'"):
+        resolve(name=name, scale="small")
+
+
 def test_a_scale_merges_into_what_is_there(resolve: Resolve) -> None:
     quantizer = resolve()["tokenizer"]["quantizer"]
     assert (quantizer["type"], quantizer["codebook_size"]) == ("vq", 16)

@@ -54,7 +54,7 @@ def project(tmp_path_factory: pytest.TempPathFactory):
 
 def run(settings: Settings, name: str, recipe: dict[str, Any]) -> Path:
     """Writes the recipe and runs it."""
-    content = {"system": name, "scales": {"tiny": {}}, **recipe}
+    content = {"system": name, **recipe}
     (settings.project / "recipes" / f"{name}.yaml").write_text(yamlio.dump(content))
     execute(settings, name, None, [], "", None, INLINE)
     return settings.runs / f"{name}-tiny"
