@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,29 +37,56 @@ def mixture_weights(ctx: StageContext, train: int, target: int) -> np.ndarray:
     return np.concatenate([pool / pool.sum() * (1 - share), np.full(target, share / max(target, 1))])
 
 
-@contextmanager
-def image_batches(ctx: StageContext, config: Train, transforms: Sequence[Transform] = ()) -> Iterator[Batches]:
-    """Batches of pictures; its processes, if it has any, end with the context."""
-    from components.data import image_stream
-    from components.data.batches import ImageBatches
-    from components.data.prefetch import Prefetch
-    from components.data.shards import describe, image_format
-    from components.data.stream import StreamBatches
-    from components.training import distributed
+class TrainingImages:
+    """The train and target splits of a data set with a weight for each of their rows [train + target]; rows of weight zero
+    are not there."""
 
-    files = ctx.files("dataset")
-    about, image = describe(files), image_format(files)
-    rows = {split: about["splits"].get(split, {"rows": 0})["rows"] for split in _SPLITS}
-    if _fits(sum(rows.values()) * image.channels * image.size**2, config):
-        yield ImageBatches(*training_images(ctx), config.batch_size, ctx.seed, transforms)
-        return
-    counted = {split: image_stream.rows_of(files, split) if rows[split] else {} for split in _SPLITS}
-    stream = _stream(ctx, counted, partial(image_stream.ImageStream, files, about), config)
-    rank, world = distributed.rank(), distributed.world()
-    batches = StreamBatches(stream, config.batch_size, ctx.seed, transforms, rank=rank, world=world)
-    workers = max(1, (os.cpu_count() or 1) // world - 1)  # beside the trainer itself; they only decode
-    with Prefetch(batches, depth=_AHEAD, workers=workers) as ahead:
-        yield ahead
+    def __init__(self, files: Files, weights: np.ndarray) -> None:
+        from components.data import image_stream
+        from components.data.shards import describe, image_format
+
+        self.files, self.weights = files, weights
+        self.about, self.image = describe(files), image_format(files)
+        self.rows = {
+            split: image_stream.rows_of(files, split) if split in self.about["splits"] else {} for split in _SPLITS
+        }
+
+    @classmethod
+    def of_mixture(cls, ctx: StageContext) -> TrainingImages:
+        """Every row as the mixture of the run weighs it."""
+        files = ctx.files("dataset")
+        found = cls(files, np.empty(0))
+        found.weights = mixture_weights(ctx, *(sum(found.rows[split].values()) for split in _SPLITS))
+        return found
+
+    @cached_property
+    def decoded(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(images uint8 [n, C, S, S], labels [n], weights [n]) in memory."""
+        from components.data.shards import load_split
+
+        splits = [load_split(self.files, split) for split in _SPLITS]
+        images, labels = (np.concatenate([getattr(split, part) for split in splits]) for part in ("images", "labels"))
+        wanted = self.weights > 0
+        return images[wanted], labels[wanted], self.weights[wanted]
+
+    @contextmanager
+    def batches(self, config: Train, seed: int, transforms: Sequence[Transform] = ()) -> Iterator[Batches]:
+        """Batches for a training; their processes, if they have any, end with the context."""
+        from components.data.batches import ImageBatches
+        from components.data.image_stream import ImageStream
+        from components.data.prefetch import Prefetch
+        from components.data.stream import StreamBatches
+        from components.training import distributed
+
+        if _fits(len(self.weights) * self.image.channels * self.image.size**2, config):
+            yield ImageBatches(*self.decoded, config.batch_size, seed, transforms)
+            return
+        stream = _stream(self.rows, self.weights, partial(ImageStream, self.files, self.about), config, seed)
+        rank, world = distributed.rank(), distributed.world()
+        batches = StreamBatches(stream, config.batch_size, seed, transforms, rank=rank, world=world)
+        workers = max(1, (os.cpu_count() or 1) // world - 1)  # beside the trainer itself; they only decode
+        with Prefetch(batches, depth=_AHEAD, workers=workers) as ahead:
+            yield ahead
 
 
 def token_batches(ctx: StageContext, config: Train) -> Batches:
@@ -74,7 +101,8 @@ def token_batches(ctx: StageContext, config: Train) -> Batches:
     length = json.loads(files.path("tokens.json").read_text())["spec"]["length"]
     if _fits(sum(sum(rows.values()) for rows in counted.values()) * length * 4, config):  # at most four bytes a token
         return TokenBatches(*training_tokens(ctx), config.batch_size, ctx.seed)
-    stream = _stream(ctx, counted, partial(token_stream.TokenStream, files), config)
+    weights = mixture_weights(ctx, *(sum(counted[split].values()) for split in _SPLITS))
+    stream = _stream(counted, weights, partial(token_stream.TokenStream, files), config, ctx.seed)
     rank, world = distributed.rank(), distributed.world()
     return StreamBatches(stream, config.batch_size, ctx.seed, rank=rank, world=world)
 
@@ -84,32 +112,25 @@ def _fits(size: int, config: Train) -> bool:
 
 
 def _stream(
-    ctx: StageContext, counted: Mapping[str, Mapping[str, int]], of: Callable[..., Stream[Any]], config: Train
+    rows: Mapping[str, Mapping[str, int]],
+    weights: np.ndarray,
+    of: Callable[..., Stream[Any]],
+    config: Train,
+    seed: int,
 ) -> Stream[Any]:
-    """A stream over rows of the splits (`counted`: split -> shard -> rows) in the proportions of their weights."""
+    """A stream over the splits (`rows`: split -> shard -> rows) in the proportions of the weights [train + target]."""
     from components.data.order import parts_by_weight
     from components.data.stream import Mixed
 
-    train, target = (sum(counted[split].values()) for split in _SPLITS)
-    weights = mixture_weights(ctx, train, target)
+    train = sum(rows["train"].values())
     parts = [
-        (weight, split, rows)
+        (weight, split, chosen)
         for split, own in (("train", weights[:train]), ("target", weights[train:]))
-        for weight, rows in parts_by_weight(counted[split], own)
+        for weight, chosen in parts_by_weight(rows[split], own)
     ]
     window = max((config.window_mb << 20) // len(parts), 1)
-    streams = [of(split, seed=ctx.seed, window=window, rows=rows) for _, split, rows in parts]
-    return streams[0] if len(streams) == 1 else Mixed(streams, [weight for weight, _, _ in parts], ctx.seed)
-
-
-def training_images(ctx: StageContext) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(images uint8 [n, C, S, S], labels [n], weights [n]) of the data set's train and target splits."""
-    from components.data.shards import load_split
-
-    train, target = (load_split(ctx.files("dataset"), split) for split in _SPLITS)
-    weights = mixture_weights(ctx, len(train.images), len(target.images))
-    images, labels = np.concatenate([train.images, target.images]), np.concatenate([train.labels, target.labels])
-    return images, labels, weights
+    streams = [of(split, seed=seed, window=window, rows=chosen) for _, split, chosen in parts]
+    return streams[0] if len(streams) == 1 else Mixed(streams, [weight for weight, _, _ in parts], seed)
 
 
 def training_tokens(ctx: StageContext) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow
 
 from flows.context import StageContext, StageFailed
+from flows.data import TrainingImages
 from flows.pipeline import label, walk
 from flows.request import Request
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from components.interfaces import FeatureExtractor, Files, Monitor
+
+_JUDGED = 50_000  # held-out pictures that measure a network
 
 
 def derived_seed(seed: int, name: str) -> int:
@@ -34,16 +36,14 @@ def body(ctx: StageContext) -> dict[str, float]:
     import torch
 
     from components import artifact, registry
-    from components.data.batches import ImageBatches
-    from components.data.shards import image_format, load_split
+    from components.data.shards import load_split
     from components.interfaces import FeatureExtractor
     from components.training.config import Train
     from components.training.trainer import train
 
     dataset = ctx.files("dataset")
-    image = image_format(dataset)
-    images, labels, classes = training_images(dataset)
-    heldout = load_split(dataset, "held_out")
+    images, classes = labeled_images(dataset)
+    heldout = load_split(dataset, "held_out", most=_JUDGED)
 
     sections: dict[str, dict[str, Any]] = ctx.section("networks")
     total = sum(section["train"]["steps"] for section in sections.values())
@@ -55,34 +55,32 @@ def body(ctx: StageContext) -> dict[str, float]:
         spec = registry.resolve(FeatureExtractor, chosen)
         config = Train.model_validate(section["train"])
         torch.manual_seed(seed)
-        network = spec.build(image, classes)
-        batches = ImageBatches(images, labels, None, config.batch_size, seed, network.transforms)
+        network = spec.build(images.image, classes)
         part = _Part(ctx, name, done, total)
-        last = train(network, batches, config, checkpoints=ctx.checkpoints / name, monitor=part, seed=seed)
+        with images.batches(config, seed, network.transforms) as batches:
+            last = train(network, batches, config, checkpoints=ctx.checkpoints / name, monitor=part, seed=seed)
         network.eval()
-        artifact.save(ctx.output / name, FeatureExtractor, spec.dump(), (image, classes), network)
+        artifact.save(ctx.output / name, FeatureExtractor, spec.dump(), (images.image, classes), network)
         metrics |= {f"{name}.{key}": value for key, value in last.items()}
         metrics[f"{name}.heldout_accuracy"] = accuracy(network, heldout.images, heldout.labels)
         done += config.steps
     return metrics
 
 
-def training_images(dataset: Files | Path) -> tuple[np.ndarray, np.ndarray, int]:
-    """Images [n, C, S, S] uint8, labels [n] and the number of classes, of the train and target splits.
+def labeled_images(dataset: Files) -> tuple[TrainingImages, int]:
+    """The pictures of the train and target splits that carry a class of the target, each alike, and the number of these
+    classes, which come first among the data set's; all classes where there is no target.
 
-    The classes are those of the target, which come first among the data set's; all of them where there is no target.
     Raises StageFailed when no image has a label."""
     import numpy as np
 
-    from components.data.shards import describe, load_split
+    from components.data.shards import describe, load_labels
 
     classes = len(describe(dataset)["target_classes"])
-    splits = [load_split(dataset, name) for name in ("train", "target")]
-    images, labels = (np.concatenate([getattr(split, part) for split in splits]) for part in ("images", "labels"))
-    wanted = labels < classes
-    if not wanted.any():
+    weights = np.concatenate([load_labels(dataset, split) < classes for split in ("train", "target")]).astype(float)
+    if not weights.any():
         raise StageFailed("networks are trained on labels, and no image has one; add labels, or set `networks: {}`")
-    return images[wanted], labels[wanted], classes
+    return TrainingImages(dataset, weights), classes
 
 
 def accuracy(network: FeatureExtractor, images: np.ndarray, labels: np.ndarray, batch_size: int = 512) -> float:

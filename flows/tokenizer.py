@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.context import StageContext
-from flows.data import image_batches
+from flows.data import TrainingImages
 from flows.pipeline import label, walk
 from flows.request import Request
 
@@ -31,7 +31,7 @@ def body(ctx: StageContext) -> dict[str, float]:
     tokenizer = registry.build(Tokenizer, chosen, image)
     config = Train(**section["train"])
     transforms = [registry.build(Transform, transform) for transform in section["transforms"]]
-    with image_batches(ctx, config, transforms) as batches:
+    with TrainingImages.of_mixture(ctx).batches(config, ctx.seed, transforms) as batches:
         last = train(tokenizer, batches, config, checkpoints=ctx.checkpoints, monitor=ctx, seed=ctx.seed)
     artifact.save(ctx.output, Tokenizer, chosen, (image,), tokenizer)
     held_out = to_float(shards.load_split(ctx.files("dataset"), "held_out", most=2000).images)

@@ -124,7 +124,7 @@ OF_TOKENIZER = {"tokenizer", "tokens", "posttraining", "evaluation", "registrati
         ("components/rewards/class_probability.py", {"posttraining"}),
         ("components/evaluation/fd.py", {"evaluation"}),
         ("components/sampling/rules.py", {"posttraining", "evaluation", "registration"}),
-        ("flows/data.py", {"tokenizer", "generator"}),
+        ("flows/data.py", {"networks", "tokenizer", "generator", "posttraining", "evaluation"}),
         ("flows/serving.py", {"registration"}),
         ("components/quantizers/fsq.py", set()),
         ("components/mixture/uniform.py", set()),

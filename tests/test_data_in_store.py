@@ -17,7 +17,9 @@ from tests._project import SMALLEST, contents, counted, dvc, locked, make, sets,
 
 pytestmark = pytest.mark.slow
 
-RUN = ("run", "quickstart", "--name", "q", "--inline", *sets(base=SMALLEST))
+#: what is trained streams its data, wherever they are
+STREAMED = {**SMALLEST, "tokenizer.train.memory_mb": 0, "generator.train.memory_mb": 0}
+RUN = ("run", "quickstart", "--name", "q", "--inline", *sets(base=STREAMED))
 LARGE = ("dataset", "tokens")  # stages that write into the store
 
 
@@ -101,10 +103,10 @@ def test_dvc_agrees_and_brings_the_bytes_into_another_place(there: Settings, her
 
 def test_another_run_takes_the_data_from_the_store_and_makes_none(there: Settings) -> None:
     done = run(
-        there, "run", "quickstart", "--name", "other", "--inline", *sets({"seed": 1}, SMALLEST), "--until", "dataset"
+        there, "run", "quickstart", "--name", "other", "--inline", *sets({"seed": 1}, STREAMED), "--until", "dataset"
     )
     assert done.returncode == 0, done.stderr
-    done = run(there, "run", "quickstart", "--name", "twin", "--inline", *sets(base=SMALLEST))
+    done = run(there, "run", "quickstart", "--name", "twin", "--inline", *sets(base=STREAMED))
     assert done.returncode == 0, done.stderr
     assert counted(there, "twin") == {}
     assert locked(there.runs / "twin") == locked(there.runs / "q")
@@ -115,7 +117,7 @@ def test_a_shard_that_the_store_lost_is_noticed_and_made_again(there: Settings) 
     assert isinstance(files, StoreFiles)
     shard = next(name for name in files.names() if name.startswith("train/"))
     files.place.objects.remove(files.entries[shard])
-    done = run(there, "plan", "quickstart", "--name", "q", *sets(base=SMALLEST))
+    done = run(there, "plan", "quickstart", "--name", "q", *sets(base=STREAMED))
     assert "missing" in done.stdout, done.stdout + done.stderr
     done = run(there, *RUN)
     assert done.returncode == 0, done.stderr

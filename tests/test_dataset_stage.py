@@ -13,7 +13,7 @@ from PIL import Image
 from components.data.shards import DataError, load_split
 from components.interfaces import Part, Sample, Source
 from flows.context import StageContext, StageFailed
-from flows.data import training_images
+from flows.data import TrainingImages
 from flows.dataset import body
 from infra.validation import SuiteError
 
@@ -76,7 +76,7 @@ def test_what_it_writes(tmp_path, pictures):
     assert table(ctx, "broken") == [{"key": "notes.txt", "source": "source", "reason": "not a picture"}]
     assert sum(row["train"] + row["held_out"] for row in table(ctx, "classes")) == 40
     assert all(row["passed"] for row in json.loads((ctx.output / "validation.json").read_text()))
-    images, labels, weights = training_images(ctx)
+    images, labels, weights = TrainingImages.of_mixture(ctx).decoded
     assert len(images) == len(labels) == len(weights) == metrics["rows.train"]
     assert weights.sum() == pytest.approx(1)
 

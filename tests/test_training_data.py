@@ -79,7 +79,7 @@ def drawn(batches: Batches, steps: int) -> Counter[int]:
 
 def wanted(ctx: StageContext) -> dict[int, float]:
     """The probability of each number."""
-    images, _, weights = data.training_images(ctx)
+    images, _, weights = data.TrainingImages.of_mixture(ctx).decoded
     return dict(zip(images[:, 0, 0, 0].tolist(), weights.tolist(), strict=True))
 
 
@@ -90,7 +90,7 @@ def test_the_mixtures_proportions_wherever_the_data_are(ctx: StageContext, memor
     steps = 300
     config = Train(steps=steps, batch_size=BATCH, memory_mb=memory)
     if kind == "images":
-        with data.image_batches(ctx, config) as batches:
+        with data.TrainingImages.of_mixture(ctx).batches(config, 0) as batches:
             found = drawn(batches, steps)
     else:
         found = drawn(data.token_batches(ctx, config), steps)
@@ -110,14 +110,17 @@ def test_a_stream_is_used_only_for_what_does_not_fit(ctx: StageContext) -> None:
 
     for memory, images, tokens in ((1, ImageBatches, TokenBatches), (0, Prefetch, StreamBatches)):
         config = Train(steps=1, batch_size=BATCH, memory_mb=memory)
-        with data.image_batches(ctx, config) as batches:
+        with data.TrainingImages.of_mixture(ctx).batches(config, 0) as batches:
             assert isinstance(batches, images)
         assert isinstance(data.token_batches(ctx, config), tokens)
 
 
 def test_a_batch_of_a_stream_is_a_function_of_the_step(ctx: StageContext) -> None:
     config = Train(steps=1, batch_size=BATCH, memory_mb=0)
-    with data.image_batches(ctx, config) as first, data.image_batches(ctx, config) as second:
+    with (
+        data.TrainingImages.of_mixture(ctx).batches(config, 0) as first,
+        data.TrainingImages.of_mixture(ctx).batches(config, 0) as second,
+    ):
         for step in (0, 1, 7, 3):
             assert torch.equal(first.batch(step)["images"], second.batch(step)["images"])
 
@@ -126,7 +129,7 @@ def test_without_a_mixture_every_picture_of_the_pool_alike_and_none_of_the_targe
     plain = replace(ctx, recipe={**ctx.recipe, "mixture": None})
     pool = len(shards.load_split(Path(ctx.run) / "outputs" / "dataset", "train").images)
     config = Train(steps=1, batch_size=pool, memory_mb=0)
-    with data.image_batches(plain, config) as batches:
+    with data.TrainingImages.of_mixture(plain).batches(config, 0) as batches:
         found = drawn(batches, 2)
     assert set(found.values()) == {2} and len(found) == pool and max(found) < 100
 

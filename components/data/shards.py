@@ -207,6 +207,13 @@ def load_texts(place: Files | Path, split: str) -> Texts:
     return Texts([row["text"] or "" for row in found], *_who(found, describe(place)["classes"]))
 
 
+def load_labels(place: Files | Path, split: str) -> np.ndarray:
+    """The labels of a split as in `Split`, without the samples; empty when the data set has none of that name."""
+    number = {name: i for i, name in enumerate(describe(place)["classes"])}
+    found = [number.get(row["label"], len(number)) for group in row_groups(place, split, ["label"]) for row in group]
+    return np.array(found, dtype=np.int64)
+
+
 def _who(found: Iterable[dict[str, Any]], classes: Sequence[str]) -> tuple[np.ndarray, list[str], list[str]]:
     number = {name: i for i, name in enumerate(classes)}
     found = list(found)
