@@ -109,7 +109,8 @@ def sets(changes: dict[str, object] | None = None, base: dict[str, object] = RED
 
 def variables(settings: Settings) -> dict[str, str]:
     """The environment of a person who stands in the project."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TESSERA_", "PREFECT_"))}
+    ours = ("TESSERA_", "PREFECT_", "OMP_NUM_THREADS")  # the number of threads decides the order of sums
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return kept | {
         "TESSERA_PROJECT": str(settings.project),
         "PYTHONPATH": f"{settings.project}:{ROOT}",
