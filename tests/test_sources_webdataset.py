@@ -244,10 +244,12 @@ def test_the_memory_does_not_grow_with_the_number_of_files(tmp_path):
 
     put(tmp_path, {"x.tar": tar([(f"{n:06d}.cls", b"x") for n in range(8000)])})
     source = webdataset(tmp_path)
-    tracemalloc.start()
-    try:
-        assert sum(1 for _ in source.samples()) == 8000
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 2_000_000  # the headers of all of them would be more than twice that
+    peaks = []
+    for _ in range(3):  # threads that earlier tests have left allocate, too
+        tracemalloc.start()
+        try:
+            assert sum(1 for _ in source.samples()) == 8000
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert min(peaks) < 2_000_000  # the headers of all of them would be more than twice that
