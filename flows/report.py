@@ -190,7 +190,7 @@ def graph_svg(run: Path, stages: list[str], metrics: dict[str, dict[str, float]]
     }
     width = 12 + len(columns) * (box + gap)
     tall = 20 + max(len(names) for names in columns.values()) * (height + 26)
-    parts = [f'<svg viewBox="0 0 {width} {tall}" role="img">']
+    parts = [f'<svg viewBox="0 0 {width} {tall}" style="max-width: {width}px" role="img">']
     for name in stages:
         x, y = place[name]
         for parent in parents[name]:
