@@ -171,8 +171,12 @@ def _write(place: Store, named: Mapping[str, Stored | str]) -> Sealed:
 
 def tree_bytes(entries: Mapping[str, str]) -> bytes:
     """A directory object as DVC writes it."""
-    rows = (json.dumps({"md5": entries[name], "relpath": name}) for name in sorted(entries))
-    return f"[{', '.join(rows)}]".encode()  # a row at a time: there may be a hundred thousand
+    text = bytearray(b"[")  # a row at a time: there may be a hundred thousand
+    for name in sorted(entries):
+        text += b", " if len(text) > 1 else b""
+        text += json.dumps({"md5": entries[name], "relpath": name}).encode()
+    text += b"]"
+    return bytes(text)
 
 
 def tree_digest(data: bytes) -> str:
