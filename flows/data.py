@@ -42,22 +42,20 @@ class TrainingImages:
     are not there."""
 
     def __init__(self, files: Files, weights: np.ndarray) -> None:
-        from components.data import image_stream
         from components.data.shards import describe, image_format
 
         self.files, self.weights = files, weights
         self.about, self.image = describe(files), image_format(files)
-        self.rows = {
-            split: image_stream.rows_of(files, split) if split in self.about["splits"] else {} for split in _SPLITS
-        }
 
     @classmethod
     def of_mixture(cls, ctx: StageContext) -> TrainingImages:
         """Every row as the mixture of the run weighs it."""
+        from components.data.shards import describe
+
         files = ctx.files("dataset")
-        found = cls(files, np.empty(0))
-        found.weights = mixture_weights(ctx, *(sum(found.rows[split].values()) for split in _SPLITS))
-        return found
+        splits = describe(files)["splits"]
+        counts = (splits[split]["rows"] if split in splits else 0 for split in _SPLITS)
+        return cls(files, mixture_weights(ctx, *counts))
 
     @cached_property
     def decoded(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -73,7 +71,7 @@ class TrainingImages:
     def batches(self, config: Train, seed: int, transforms: Sequence[Transform] = ()) -> Iterator[Batches]:
         """Batches for a training; their processes, if they have any, end with the context."""
         from components.data.batches import ImageBatches
-        from components.data.image_stream import ImageStream
+        from components.data.image_stream import ImageStream, rows_of
         from components.data.prefetch import Prefetch
         from components.data.stream import StreamBatches
         from components.training import distributed
@@ -81,7 +79,8 @@ class TrainingImages:
         if _fits(len(self.weights) * self.image.channels * self.image.size**2, config):
             yield ImageBatches(*self.decoded, config.batch_size, seed, transforms)
             return
-        stream = _stream(self.rows, self.weights, partial(ImageStream, self.files, self.about), config, seed)
+        rows = {split: rows_of(self.files, split) if split in self.about["splits"] else {} for split in _SPLITS}
+        stream = _stream(rows, self.weights, partial(ImageStream, self.files, self.about), config, seed)
         rank, world = distributed.rank(), distributed.world()
         batches = StreamBatches(stream, config.batch_size, seed, transforms, rank=rank, world=world)
         workers = max(1, (os.cpu_count() or 1) // world - 1)  # beside the trainer itself; they only decode

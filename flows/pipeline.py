@@ -29,7 +29,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
-from flows import plan, promotion, publish
+from flows import outputs, plan, promotion, publish
 from flows.request import Request
 from flows.walk import Outcome, Walk, Watch, ignore, opened
 from infra import compute, services
@@ -107,20 +107,27 @@ def stage(walker: Walk, name: str, shown: _Shown) -> State[Outcome]:
     if outcome.metrics:
         rows = [{"metric": metric, "value": value} for metric, value in outcome.metrics.items()]
         create_table_artifact(rows, key=f"{name}-metrics", description=f"{name} of {walker.run.name}: {outcome.state}")
-    output = walker.run / "outputs" / name
-    for path in sorted((output / "tables").glob("*.json")) if outcome.state != "cached" else []:
-        if rows := json.loads(path.read_text())[:_ROWS]:
-            key = f"{name}-{path.stem}".replace("_", "-").lower()
-            create_table_artifact(rows, key=key, description=f"{path.stem} of {walker.run.name}")
-    for figure in sorted((output / "figures").glob("*.png")) if outcome.state != "cached" else []:
-        picture = base64.b64encode(figure.read_bytes()).decode()
-        markdown = f"## {name}: {figure.stem}\n\n![{figure.stem}](data:image/png;base64,{picture})\n"
-        key = f"{name}-{figure.stem}".replace("_", "-").lower()
-        create_markdown_artifact(markdown, key=key, description=f"{figure.stem} of {walker.run.name}")
+    if outcome.state != "cached":
+        _show(walker.run, name)
     if outcome.state == "ran":
         return Completed(data=outcome, message=f"ran in {outcome.seconds:.1f} s")
     source = f", made by run {outcome.made_by}" if outcome.made_by else ""
     return Completed(name="Cached", data=outcome, message=f"{outcome.state}{source}")
+
+
+def _show(run: Path, name: str) -> None:
+    """The tables and figures of a stage as artifacts, wherever its output is."""
+    for title, path in outputs.tables(run, name).items():
+        if rows := json.loads(path.read_text())[:_ROWS]:
+            create_table_artifact(rows, key=_key(name, title), description=f"{title} of {run.name}")
+    for title, path in outputs.figures(run, name).items():
+        picture = base64.b64encode(path.read_bytes()).decode()
+        markdown = f"## {name}: {title}\n\n![{title}](data:image/png;base64,{picture})\n"
+        create_markdown_artifact(markdown, key=_key(name, title), description=f"{title} of {run.name}")
+
+
+def _key(name: str, title: str) -> str:
+    return f"{name}-{title}".replace("_", "-").lower()
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

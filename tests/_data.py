@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -99,3 +100,17 @@ def tokens(folder: Path, values: dict[str, np.ndarray], vocabulary: int) -> Path
 
 
 __all__ = ["Given", "array", "encoded", "picture", "sound", "tokens", "write"]
+
+
+class Counting:
+    """A folder that notes what is asked for."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder, self.asked = folder, Counter[str]()
+
+    def names(self) -> list[str]:
+        return self.folder.names()
+
+    def path(self, name: str) -> Path:
+        self.asked[name.partition("/")[0]] += 1
+        return self.folder.path(name)

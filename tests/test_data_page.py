@@ -118,22 +118,8 @@ def test_examples_are_spread_over_the_shards(tmp_path):
     assert Counter(int(example.key.removeprefix("n/")) // 100 for example in found) == dict.fromkeys(range(6), 2)
 
 
-class Counting:
-    """A folder that notes what is asked for."""
-
-    def __init__(self, folder: Folder) -> None:
-        self.folder, self.asked = folder, Counter[str]()
-
-    def names(self) -> list[str]:
-        return self.folder.names()
-
-    def path(self, name: str) -> Path:
-        self.asked[name.partition("/")[0]] += 1
-        return self.folder.path(name)
-
-
 def test_of_large_shards_only_three_a_split_are_opened(tmp_path):
-    files = Counting(image_data(tmp_path, pictures(1000)))
+    files = _data.Counting(image_data(tmp_path, pictures(1000)))
     about = json.loads((tmp_path / "dataset.json").read_text())
     for split in about["splits"].values():
         split["bytes"] = 10**10

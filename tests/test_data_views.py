@@ -160,24 +160,10 @@ def test_quantiles_are_those_of_the_facts(tmp_path: Path) -> None:
     }
 
 
-class Counting:
-    """A folder that notes what is asked for."""
-
-    def __init__(self, folder: Folder) -> None:
-        self.folder, self.asked = folder, Counter[str]()
-
-    def names(self) -> list[str]:
-        return self.folder.names()
-
-    def path(self, name: str) -> Path:
-        self.asked[name.partition("/")[0]] += 1
-        return self.folder.path(name)
-
-
 def test_only_one_shard_a_split_is_read_to_show_and_none_to_compare(
     settings: Settings, tmp_path: Path, printed: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = Counting(Folder(image_data(tmp_path, pictures(range(500)))))
+    files = _data.Counting(Folder(image_data(tmp_path, pictures(range(500)))))
     monkeypatch.setattr(data_views, "open_data", lambda *_: files)
     data_views.show(settings, str(tmp_path), None)
     assert (files.asked["train"], files.asked["held_out"]) == (1, 1)

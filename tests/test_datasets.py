@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from infra.s3_objects import AccessError, S3Objects
 from infra.shard_cache import Damaged, ShardCache
 from infra.storage import StorageError
 from tests import _s3
+from tests._project import small_disk
 from tests._s3 import BROKEN, BUSY, DENIED, HALF, RESET, Bucket
 
 ROOT = Path(__file__).parent.parent
@@ -559,29 +559,22 @@ def test_several_processes_share_a_cache(s3: Store, bucket: Bucket) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def megabyte(tmp_path: Path) -> Iterator[Path]:
     """A disk of one megabyte."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)], capture_output=True
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("a small disk can only be mounted by root")
-    yield mount
-    subprocess.run(["umount", "-l", str(mount)], check=True)
+    with small_disk(tmp_path / "disk", "1m") as place:
+        yield place
 
 
-def test_a_full_disk_makes_room_and_else_says_so(s3: Store, small_disk: Path) -> None:
-    there = Store(s3.url, small_disk / "shards", 1 << 30)
+def test_a_full_disk_makes_room_and_else_says_so(s3: Store, megabyte: Path) -> None:
+    there = Store(s3.url, megabyte / "shards", 1 << 30)
     shards = [s3.put(f"{number}", bytes([number]) * 300_000) for number in range(4)]
     for shard in shards[:3]:
         there.fetch(shard.digest)
-    for path in (small_disk / "shards").glob("??/*"):
+    for path in (megabyte / "shards").glob("??/*"):
         os.utime(path, ns=(int(AGO * 1e9), path.stat().st_mtime_ns))
     assert there.fetch(shards[3].digest).read_bytes() == bytes([3]) * 300_000  # in the place of old ones
-    (small_disk / "others").write_bytes(b"x" * 500_000)
+    (megabyte / "others").write_bytes(b"x" * 500_000)
     with pytest.raises(StoreError, match=r"the disk of .*shards is full.*TESSERA_SHARD_CACHE_MB is 1024"):
         there.fetch(shards[0].digest)
-    (small_disk / "others").unlink()
+    (megabyte / "others").unlink()
     assert there.fetch(shards[0].digest).read_bytes() == bytes([0]) * 300_000

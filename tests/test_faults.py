@@ -32,6 +32,7 @@ from tests._project import (
     mlflow_runs,
     printed,
     sets,
+    small_disk,
     start,
     tessera,
     variables,
@@ -72,15 +73,8 @@ class Disk:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("a small file system cannot be mounted here (needs root)")
-    try:
+    with small_disk(tmp_path / "disk", "64m") as place:
         yield Disk(place)
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def prepared(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Path:

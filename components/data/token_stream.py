@@ -47,6 +47,8 @@ class TokenStream(Stream[dict[str, Tensor]]):
         rows: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         labels = {name: found.astype(np.int32) for name, found in _labels(files, split).items()}
+        if not labels:
+            raise DataError(f"there is nothing to read: no {split}/*{_ENDING}")
         first = np.load(files.path(f"{next(iter(labels))}.tokens.npy"), mmap_mode="r")
         size = first.shape[1] * first.itemsize  # bytes of a row
         step = max(window // size, 1)
@@ -99,13 +101,11 @@ class TokenStream(Stream[dict[str, Tensor]]):
 
 def rows_of(files: Files, split: str) -> dict[str, int]:
     """File of a split, without its endings -> the number of its rows, in their order; none of a split that is not there."""
-    return {name: len(found) for name, found in _labels(files, split, needed=False).items()}
+    return {name: len(found) for name, found in _labels(files, split).items()}
 
 
-def _labels(files: Files, split: str, needed: bool = True) -> dict[str, np.ndarray]:
+def _labels(files: Files, split: str) -> dict[str, np.ndarray]:
     names = [n.removesuffix(_ENDING) for n in files.names() if n.startswith(f"{split}/") and n.endswith(_ENDING)]
-    if needed and not names:
-        raise DataError(f"there is nothing to read: no {split}/*{_ENDING}")
     return {name: np.load(files.path(f"{name}{_ENDING}"), mmap_mode="r") for name in names}
 
 

@@ -107,6 +107,22 @@ class CountsTask(ProxyTask):
     budget: float
     final_budget: float
 
+    @classmethod
+    def of(
+        cls,
+        pool: Tokens,
+        of_sample: np.ndarray,
+        search: Tokens,
+        test: Tokens,
+        *,
+        smoothing: float,
+        budget: int,
+        final_budget: int,
+    ) -> CountsTask:
+        """`of_sample` [n]: the cluster of each pool sample, -1 where pruned."""
+        searched, tested = (count(pool, of_sample, part, smoothing) for part in (search, test))
+        return cls(searched, tested, float(budget), float(final_budget))
+
     def search_losses(self, alpha: np.ndarray, seed: int) -> np.ndarray:
         return self.search.losses(alpha, self.budget)
 

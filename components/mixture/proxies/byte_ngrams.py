@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from components.mixture.problem import Proxy, ProxyData, ProxyTask
-from components.mixture.proxies._counts import CountsTask, Tokens, count
+from components.mixture.proxies._counts import CountsTask, Tokens
 
 
 class Bytes(Tokens):
@@ -56,10 +56,5 @@ class ByteNgrams(Proxy[list[str]]):
 
     def prepare(self, data: ProxyData[list[str]], seed: int) -> ProxyTask:
         pool, search, test = (Bytes(texts, self.order) for texts in (data.pool, data.search, data.test))
-        of_sample = data.clusters.of_sample
-        return CountsTask(
-            count(pool, of_sample, search, self.smoothing),
-            count(pool, of_sample, test, self.smoothing),
-            float(self.budget),
-            float(self.final_budget),
-        )
+        budgets = {"budget": self.budget, "final_budget": self.final_budget}
+        return CountsTask.of(pool, data.clusters.of_sample, search, test, smoothing=self.smoothing, **budgets)

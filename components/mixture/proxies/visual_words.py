@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from components.mixture.problem import Proxy, ProxyData, ProxyTask
-from components.mixture.proxies._counts import CountsTask, Tokens, count
+from components.mixture.proxies._counts import CountsTask, Tokens
 
 
 def patches(images: np.ndarray, side: int) -> np.ndarray:
@@ -72,13 +72,8 @@ class VisualWords(Proxy[np.ndarray]):
             Words(model.predict(part.reshape(-1, part.shape[-1])).reshape(part.shape[:3]).astype(int), self.words)
             for part in cut
         )
-        of_sample = data.clusters.of_sample
-        return CountsTask(
-            count(pool, of_sample, search, self.smoothing),
-            count(pool, of_sample, test, self.smoothing),
-            float(self.budget),
-            float(self.final_budget),
-        )
+        budgets = {"budget": self.budget, "final_budget": self.final_budget}
+        return CountsTask.of(pool, data.clusters.of_sample, search, test, smoothing=self.smoothing, **budgets)
 
 
 def _some(rows: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
