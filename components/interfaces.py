@@ -1,7 +1,7 @@
 """The vocabulary: every kind of component, with the shapes that go in and come out.
 
-Letters in shapes: B batch, C channels, H W pixels, N latents per sample, D latent width, G codes per latent,
-L tokens per sample, V tokens in the vocabulary, W width of hidden states, K classes.
+Letters in shapes: B batch, C channels, H W pixels, N latents (positions) per sample, D latent width, G codes per latent,
+L = N * G tokens per sample, V tokens in the vocabulary, T positions of a sequence, W width of hidden states, K classes.
 
 A component's constructor is its schema: keyword-only arguments are configuration (they stand in the recipe),
 positional ones are wired by whoever builds it. `kind.family` is the package whose files hold the built-ins:
@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -37,12 +38,46 @@ class ImageFormat:
 
 @dataclass(frozen=True)
 class TokenSpec:
-    """What a tokenizer's tokens look like; handed to generator, head and sampler so that no size is said twice."""
+    """What a tokenizer's tokens look like; handed to generator, head and sampler so that no size is said twice.
 
-    vocabulary: int  # V: tokens are integers in [0, V)
-    length: int  # L: tokens per sample
+    A sample has `positions` N latents of G codes each; its tokens [B, L], L = N * G, are these codes position by position,
+    so that `tokens.view(B, N, G)` are the codes. Code g is an integer in [0, codebook_sizes[g])."""
+
+    codebook_sizes: tuple[int, ...]  # one size per code of a position
+    positions: int  # N
     layout: Literal["grid", "sequence"]
     grid: tuple[int, int] | None = None  # rows, columns when the layout is a grid
+    end: int | None = None  # the token after which a sequence is over, when samples have lengths of their own
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> TokenSpec:
+        """From what `dataclasses.asdict` gave, as JSON keeps it."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        return cls(**values)
+
+    @property
+    def codes(self) -> int:
+        """G"""
+        return len(self.codebook_sizes)
+
+    @property
+    def length(self) -> int:
+        """L, tokens per sample"""
+        return self.positions * self.codes
+
+    @property
+    def vocabulary(self) -> int:
+        """V: every token is an integer in [0, V)"""
+        return max(self.codebook_sizes)
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """What a continuous tokenizer's latents look like: [B, positions, dim] float, about standard normal."""
+
+    dim: int  # D
+    positions: int  # N
+    grid: tuple[int, int] | None = None
 
 
 Modality = Literal["image", "text", "audio", "array"]
@@ -294,55 +329,193 @@ class Tokenizer(Trainable):
         """[B, L] -> [B, C, H, W] in [-1, 1]"""
 
 
+class Autoencoder(Trainable):
+    """Sample <-> continuous latents [B, N, D], about standard normal. Constructor: `(image, *, config)`.
+
+    Trained on batches {"images": [B, C, H, W]}; what tokens are made of after training, or what a flow generates."""
+
+    family: ClassVar[str] = "components.autoencoders"
+    spec: LatentSpec
+    image: ImageFormat
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, N, D], the same each time"""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """[B, N, D] -> [B, C, H, W] in [-1, 1]"""
+
+
+class Visible(Enum):
+    """Which positions a position of a backbone sees, where no mask says it one by one."""
+
+    CAUSAL = "itself and what came before, those in the cache included"
+    ALL = "every position"
+
+
+Mask = Visible | Tensor  # bool [T, all positions] or [B, T, all positions], True where the query sees the key
+
+
+class Cache(Protocol):
+    """What a backbone remembers of the positions it has seen: static memory, filled up to `position`."""
+
+    position: int
+
+    def rewind(self, position: int) -> None:
+        """Forgets everything from `position` on; ValueError when that lies ahead."""
+        ...
+
+
+@dataclass(frozen=True)
+class SequenceShape:
+    """The sequence a backbone is built for: `prefix` positions of conditions, then `positions` of the sample, which lie on
+    a grid of rows and columns or in a row."""
+
+    positions: int
+    prefix: int = 0
+    grid: tuple[int, int] | None = None
+
+    @property
+    def length(self) -> int:
+        return self.prefix + self.positions
+
+
 class Backbone(nn.Module, ABC):
-    """Sequence model with a cache. Constructor: `(length, *, config)`; `length` is the longest sequence it sees."""
+    """Sequence model with a cache. Constructor: `(shape, *, config)`, the SequenceShape it is for."""
 
     family: ClassVar[str] = "components.backbones"
     width: int  # W
+    condition_width: int | None = None  # of the condition that `forward` takes, None where it takes none
 
     @abstractmethod
-    def forward(self, hidden: Tensor, cache: Any | None = None) -> Tensor:
-        """[B, T, W] -> [B, T, W], causal. With a cache the T positions follow those already in it."""
+    def forward(
+        self,
+        hidden: Tensor,
+        cache: Any | None = None,
+        *,
+        mask: Mask = Visible.CAUSAL,
+        positions: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """[B, T, W] -> [B, T, W]. With a cache the T positions follow those already in it.
+
+        `positions` [T] int64 is where in the sequence they stand (default: one after another from the cache's position);
+        `condition` [B, W] or [B, T, W] modulates every layer, of backbones that have a `condition_width`."""
 
     @abstractmethod
     def new_cache(self, batch: int, device: torch.device, dtype: torch.dtype) -> Any:
-        """A static cache for `length` positions, empty."""
+        """A static `Cache` for the whole sequence, empty."""
+
+
+class Conditioner(nn.Module, ABC):
+    """What is asked for -> vectors that stand before the sample. Constructor: `(classes, *, config)`.
+
+    A condition is a tensor whose rows are samples: labels [B], caption bytes [B, T], images [B, C, H, W]. How many vectors
+    it makes is known at once, how wide they are only when the backbone is there: then `attach` makes the layers."""
+
+    family: ClassVar[str] = "components.conditioners"
+    key: ClassVar[str]  # its name in a batch
+    length: int  # how many vectors
+
+    @abstractmethod
+    def attach(self, width: int) -> None:
+        """Makes the layers for vectors of this width."""
+
+    @abstractmethod
+    def initialize(self) -> None:
+        """Draws the initial weights."""
+
+    @abstractmethod
+    def forward(self, condition: Tensor) -> Tensor:
+        """[B, ...] -> [B, length, W]"""
+
+    @abstractmethod
+    def null(self, condition: Tensor) -> Tensor:
+        """The condition that asks for nothing, for as many rows: what guidance leads away from."""
+
+    @abstractmethod
+    def check(self, condition: Tensor) -> None:
+        """Raises ValueError when this is no condition of this kind."""
+
+    def dropped(self, condition: Tensor, probability: float) -> Tensor:
+        """Each row replaced by the null condition with this probability, from torch's global random numbers."""
+        rows = torch.rand(len(condition), device=condition.device) < probability
+        return torch.where(rows.view(-1, *[1] * (condition.ndim - 1)), self.null(condition), condition)
+
+
+class Draw(Protocol):
+    """How the sampling engine draws; handed to a head. Guidance, rules and random numbers are its own business."""
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """[R, V] -> tokens [R] int64"""
+        ...
+
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal noise [R, ...], for continuous heads; the same for a row and its unconditional twin"""
+        ...
+
+    def guided(self, values: Tensor) -> Tensor:
+        """[R, ...] -> the same shape, moved by guidance where guidance acts on values instead of logits"""
+        ...
 
 
 class Head(nn.Module, ABC):
-    """Hidden state -> distribution over the next token. Constructor: `(width, spec, *, config)`."""
+    """Hidden state of a position -> distribution over what stands there. Constructor: `(width, spec, *, config)`."""
 
     family: ClassVar[str] = "components.heads"
+    continuous: ClassVar[bool] = False  # what stands there is a latent [D] instead of codes [G]
 
     @abstractmethod
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[..., W] -> logits [..., V]"""
+    def loss(self, hidden: Tensor, codes: Tensor) -> Tensor:
+        """hidden [..., W], codes [..., G] -> negative log-likelihood in nats [..., G], each code given those before it
+        in the position; of a continuous head latents [..., D] -> a loss [..., 1]"""
 
     @abstractmethod
-    def loss(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """hidden [B, L, W], tokens [B, L] -> negative log-likelihood in nats [B, L]"""
+    def sample(self, hidden: Tensor, draw: Draw) -> Tensor:
+        """hidden [R, W] -> codes [R, G] (or latents [R, D])"""
 
 
 class Generator(Trainable):
     """Training objective and order over backbone and head. Constructor: `(spec, classes, *, config)`.
 
-    Trained on batches {"tokens": [B, L], "labels": [B]}; label `classes` (= K) is the null class of guidance."""
+    Trained on batches {"tokens": [B, L], conditioner.key: [B, ...]}; label `classes` (= K) is the null class of guidance.
+    Which of the kinds below it is says how it can be sampled."""
 
     family: ClassVar[str] = "components.generators"
     spec: TokenSpec
     classes: int
+    conditioner: Conditioner
+    head: Head
+
+
+class Autoregressive(Generator):
+    """Position after position. `order` below is that of generation."""
 
     @abstractmethod
-    def log_probs(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """log p(token | earlier, label), [B, L] in nats, with gradient (post-training needs it)."""
+    def log_probs(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        """log p(token | earlier, condition), [B, L] in nats, with gradient (post-training needs it)."""
 
     @abstractmethod
-    def begin(self, labels: Tensor) -> tuple[Tensor, Any]:
-        """Starts sampling: labels [B] -> (logits of the first token [B, V], cache)."""
+    def begin(self, condition: Tensor, prefix: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Starts sampling after `prefix` [B, P, G] (default: nothing): (hidden state of the next position [B, W], state).
+        `state.rewind(n)` goes back to n positions."""
 
     @abstractmethod
-    def advance(self, tokens: Tensor, cache: Any) -> Tensor:
-        """The tokens just drawn [B] -> logits of the next ones [B, V]; the cache moves on by one."""
+    def extend(self, codes: Tensor, state: Any) -> Tensor:
+        """Codes just settled [B, T, G] -> hidden states of what comes after each of them [B, T, W]; the state moves on."""
+
+    def arrange(self, codes: Tensor, state: Any) -> Tensor:
+        """Codes [B, N, G] in the order of generation -> in the order of the tokenizer; by default the same."""
+        return codes
+
+
+class Parallel(Generator):
+    """Any positions at once, given any others."""
+
+    @abstractmethod
+    def predict(self, codes: Tensor, known: Tensor, condition: Tensor) -> Tensor:
+        """codes [B, N, G], known [B, N] bool (the others' codes are not looked at) -> hidden states [B, N, W]"""
 
 
 class Sampler(ABC):
@@ -351,8 +524,8 @@ class Sampler(ABC):
     family: ClassVar[str] = "components.sampling"
 
     @abstractmethod
-    def sample(self, generator: Generator, labels: Tensor, rng: torch.Generator) -> Tensor:
-        """labels [B] -> tokens [B, L]; no gradient."""
+    def sample(self, generator: Generator, condition: Tensor, rng: torch.Generator) -> Tensor:
+        """condition [B, ...] -> tokens [B, L] (or latents [B, N, D]); no gradient."""
 
 
 # ------------------------------------------------------------------------------------------------ improve, judge
@@ -376,7 +549,7 @@ class PostTraining(Trainable):
     It is trained by the one trainer; `batches` makes its data from the policy itself."""
 
     family: ClassVar[str] = "components.posttraining"
-    generator: Generator
+    generator: Autoregressive
 
     @abstractmethod
     def batches(self, labels: Sequence[int], batch_size: int, seed: int) -> Batches:
@@ -414,14 +587,15 @@ class Metric(ABC):
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        Source, Transform, Mixture, FeatureExtractor, Quantizer, Tokenizer, Backbone, Head, Generator, Sampler,
-        PostTraining, Reward, Metric,
+        Source, Transform, Mixture, FeatureExtractor, Quantizer, Tokenizer, Autoencoder, Backbone, Conditioner, Head,
+        Generator, Sampler, PostTraining, Reward, Metric,
     )
 }  # fmt: skip
 
 __all__ = [
-    "KINDS", "MODALITIES", "Backbone", "Batches", "Broken", "EvaluationBatch", "FeatureExtractor", "Files", "Generator",
-    "Head", "ImageFormat", "Map", "Metric", "Mixture", "MixtureData", "MixtureResult", "Modality", "Monitor", "Networks",
-    "Part", "PostTraining", "Quantized", "Quantizer", "Reward", "Sample", "Sampler", "Silent", "Sink", "Source", "Stored",
-    "TokenSpec", "Tokenizer", "Trainable", "Transform",
+    "KINDS", "MODALITIES", "Autoencoder", "Autoregressive", "Backbone", "Batches", "Broken", "Cache", "Conditioner",
+    "Draw", "EvaluationBatch", "FeatureExtractor", "Files", "Generator", "Head", "ImageFormat", "LatentSpec", "Map",
+    "Mask", "Metric", "Mixture", "MixtureData", "MixtureResult", "Modality", "Monitor", "Networks", "Parallel",
+    "Part", "PostTraining", "Quantized", "Quantizer", "Reward", "Sample", "Sampler", "SequenceShape", "Silent",
+    "Sink", "Source", "Stored", "TokenSpec", "Tokenizer", "Trainable", "Transform", "Visible",
 ]  # fmt: skip

@@ -93,11 +93,12 @@ def token_batches(ctx: StageContext, config: Train) -> Batches:
     from components.data import token_stream
     from components.data.batches import TokenBatches
     from components.data.stream import StreamBatches
+    from components.interfaces import TokenSpec
     from components.training import distributed
 
     files = ctx.files("tokens")
     counted = {split: token_stream.rows_of(files, split) for split in _SPLITS}
-    length = json.loads(files.path("tokens.json").read_text())["spec"]["length"]
+    length = TokenSpec.of(json.loads(files.path("tokens.json").read_text())["spec"]).length
     if _fits(sum(sum(rows.values()) for rows in counted.values()) * length * 4, config):  # at most four bytes a token
         return TokenBatches(*training_tokens(ctx), config.batch_size, ctx.seed)
     weights = mixture_weights(ctx, *(sum(counted[split].values()) for split in _SPLITS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import TYPE_CHECKING
 
 from prefect import flow
 
@@ -11,6 +12,11 @@ from flows.context import StageContext
 from flows.data import load_tokens, token_batches
 from flows.pipeline import label, walk
 from flows.request import Request
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from components.interfaces import Generator
 
 _JUDGED = 100_000  # samples of a split whose likelihood is measured
 
@@ -28,8 +34,7 @@ def body(ctx: StageContext) -> dict[str, float]:
     section = ctx.section("generator")
     files = ctx.files("tokens")
     about = json.loads(files.path("tokens.json").read_text())
-    grid = about["spec"]["grid"]
-    spec = TokenSpec(**{**about["spec"], "grid": tuple(grid) if grid else None})
+    spec = TokenSpec.of(about["spec"])
     chosen = {name: value for name, value in section.items() if name != "train"}
     classes = len(about["classes"])
     torch.manual_seed(ctx.seed)
@@ -42,17 +47,33 @@ def body(ctx: StageContext) -> dict[str, float]:
         "loss": last["loss"],
         "parameters": sum(p.numel() for p in generator.parameters()),
     }
-    device = next(generator.parameters()).device  # where the training left it
     for split in ("target", "held_out"):
         drawn, asked_for = load_tokens(files, split, most=_JUDGED)
         if len(drawn):
-            tokens = torch.from_numpy(drawn.astype(np.int64)).to(device)
-            labels = torch.from_numpy(asked_for).to(device)
-            with torch.inference_mode():
-                parts = zip(tokens.split(512), labels.split(512), strict=True)
-                nats = [-generator.log_probs(part, asked).mean(1) for part, asked in parts]
-            metrics[f"{split}.bits_per_token"] = float(torch.cat(nats).mean()) / math.log(2)
+            tokens, labels = torch.from_numpy(drawn.astype(np.int64)), torch.from_numpy(asked_for)
+            name, value = judged(generator, tokens, labels)
+            metrics[f"{split}.{name}"] = value
     return metrics
+
+
+def judged(generator: Generator, tokens: Tensor, labels: Tensor) -> tuple[str, float]:
+    """What tokens [n, L] it has not seen cost: exactly, in bits a token, where the generator has a likelihood; otherwise
+    its training loss, with the same random numbers each time."""
+    import torch
+
+    from components.interfaces import Autoregressive
+
+    device = next(generator.parameters()).device  # where the training left it
+    parts = [(t.to(device), asked.to(device)) for t, asked in zip(tokens.split(512), labels.split(512), strict=True)]
+    with torch.inference_mode():
+        if isinstance(generator, Autoregressive):
+            nats = torch.cat([-generator.log_probs(*part).mean(1) for part in parts])
+            return "bits_per_token", float(nats.mean()) / math.log(2)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            key = generator.conditioner.key
+            losses = [float(generator({"tokens": t, key: asked})["loss"]) * len(t) for t, asked in parts]
+        return "loss", sum(losses) / len(tokens)
 
 
 @flow(name="generator", flow_run_name=label)

@@ -209,9 +209,10 @@ def token_frame(files: Files, end: int | None = None) -> pd.DataFrame:
     import pandas as pd
     import torch
 
+    from components.interfaces import TokenSpec
     from components.quantizers._codebook import usage
 
-    vocabulary = int(json.loads(files.path("tokens.json").read_text())["spec"]["vocabulary"])
+    vocabulary = TokenSpec.of(json.loads(files.path("tokens.json").read_text())["spec"]).vocabulary
     counts = np.zeros(vocabulary, dtype=np.int64)
     parts = []
     for name, first, tokens in _blocks(files):

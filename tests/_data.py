@@ -94,7 +94,7 @@ def tokens(folder: Path, values: dict[str, np.ndarray], vocabulary: int) -> Path
         (folder / split).mkdir(parents=True)
         np.save(folder / split / "part-00000-000.tokens.npy", array)
         np.save(folder / split / "part-00000-000.labels.npy", np.zeros(len(array), np.int64))
-    spec = {"vocabulary": vocabulary, "length": length, "layout": "sequence", "grid": None}
+    spec = {"codebook_sizes": [vocabulary], "positions": length, "layout": "sequence", "grid": None}
     (folder / "tokens.json").write_text(json.dumps({"spec": spec, "classes": [], "target_classes": []}))
     return folder
 

@@ -461,7 +461,7 @@ DECODER = {
     "type": "next_token",
     "backbone": {"type": "transformer", "depth": 1, "width": 32, "heads": 2},
     "head": {"type": "categorical"},
-    "label_dropout": 0.0,
+    "condition_dropout": 0.0,
 }
 SMALL: dict[str, Any] = {
     "type": "small_transformer", "generator": DECODER, "length": 32, "final_steps": 60,
@@ -520,7 +520,7 @@ def test_the_loss_of_a_decoder_is_in_bits_per_byte() -> None:
     """One that knows nothing needs eight bits for every byte, whatever the lengths."""
     import torch
 
-    model = registry.build(Generator, DECODER, TokenSpec(vocabulary=256, length=16, layout="sequence"), 1)
+    model = registry.build(Generator, DECODER, TokenSpec((256,), 16, "sequence"), 1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith("head."):

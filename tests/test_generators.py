@@ -1,4 +1,4 @@
-"""Generators: what begin and advance say is what training learns; labels are dropped as often as asked, reproducibly."""
+"""Generators: what begin and extend say is what training learns; labels are dropped as often as asked, reproducibly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from components.interfaces import Generator, Silent, TokenSpec
 from components.training.config import Train
 from components.training.trainer import train
 
-SPEC, CLASSES = TokenSpec(vocabulary=7, length=5, layout="sequence"), 3
+SPEC, CLASSES = TokenSpec((7,), 5, "sequence"), 3
 BACKBONE = {"type": "transformer", "depth": 2, "width": 32, "heads": 4}
 CONFIGS = {"next_token": {"type": "next_token", "backbone": BACKBONE, "head": {"type": "categorical"}}}
 
@@ -44,18 +44,17 @@ class TestGeneratorContract:
     def test_sampling_sees_the_distribution_that_training_learns(self, name: str) -> None:
         generator = build(name)
         tokens, labels = batch()
-        logits, cache = generator.begin(labels)
+        hidden, cache = generator.begin(labels)
         found = []
         for position in range(SPEC.length):
-            assert logits.shape == (len(labels), SPEC.vocabulary)
-            found.append(logits.log_softmax(-1).gather(-1, tokens[:, position, None]))
+            found.append(generator.head(hidden).log_softmax(-1).gather(-1, tokens[:, position, None]))
             if position + 1 < SPEC.length:
-                logits = generator.advance(tokens[:, position], cache)
+                hidden = generator.extend(tokens[:, position, None, None], cache)[:, -1]
         torch.testing.assert_close(torch.cat(found, 1), generator.log_probs(tokens, labels), atol=1e-5, rtol=1e-5)
 
     @torch.no_grad()
     def test_all_sequences_together_have_probability_one(self, name: str) -> None:
-        generator = build(name, TokenSpec(vocabulary=3, length=4, layout="sequence"))
+        generator = build(name, TokenSpec((3,), 4, "sequence"))
         every = torch.tensor(list(itertools.product(range(3), repeat=4)))
         for label in range(CLASSES + 1):
             total = generator.log_probs(every, torch.full((len(every),), label)).sum(1).double().exp().sum()
@@ -100,7 +99,7 @@ class TestGeneratorContract:
 
 class TestLabelDropout:
     def losses(self, dropout: float, seed: int, training: bool = True) -> torch.Tensor:
-        generator = build("next_token", label_dropout=dropout).train(training)
+        generator = build("next_token", condition_dropout=dropout).train(training)
         tokens, labels = batch(4)
         labels = labels.clamp(max=CLASSES - 1)
         torch.manual_seed(seed)
@@ -115,9 +114,9 @@ class TestLabelDropout:
             assert (losses == losses[0]).all()
 
     def test_the_share_of_dropped_labels(self) -> None:
-        generator = build("next_token", label_dropout=0.1).train()
+        generator = build("next_token", condition_dropout=0.1).train()
         seen: list[torch.Tensor] = []
-        generator.class_embedding.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        generator.conditioner.embedding.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         torch.manual_seed(0)
         generator(
             {"tokens": torch.zeros(4000, SPEC.length, dtype=torch.long), "labels": torch.zeros(4000, dtype=torch.long)}
@@ -131,7 +130,7 @@ class TestLabelDropout:
             tokens, labels = batch(64)
             generator: Generator
             for steps in until:  # each time a new process would start: a fresh model, the checkpoint's state
-                generator = build("next_token", label_dropout=0.5)
+                generator = build("next_token", condition_dropout=0.5)
                 config = Train(steps=steps, batch_size=8, schedule="constant")
                 batches = TokenBatches(tokens.numpy(), labels.numpy() % CLASSES, None, 8, 0)
                 train(generator, batches, config, checkpoints=folder, monitor=Silent(), seed=0)

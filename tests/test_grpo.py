@@ -11,32 +11,53 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from components import registry
-from components.interfaces import FeatureExtractor, Generator, ImageFormat, PostTraining, Tokenizer, TokenSpec
+from components.conditioners.class_label import ClassLabel
+from components.interfaces import (
+    Autoregressive,
+    Draw,
+    FeatureExtractor,
+    Head,
+    ImageFormat,
+    PostTraining,
+    Tokenizer,
+    TokenSpec,
+)
 from components.posttraining.grpo import GRPO, variety
 from components.posttraining.losses import ClippedPolicy, GroupAdvantages, k3
 
 LENGTH, VOCABULARY, CLASSES = 2, 6, 3
 
 
-class Table(Generator):
+class Logits(Head):
+    """Hidden states are logits already."""
+
+    def loss(self, hidden: Tensor, codes: Tensor) -> Tensor:
+        return -hidden.log_softmax(-1).gather(-1, codes)
+
+    def sample(self, hidden: Tensor, draw: Draw) -> Tensor:
+        return draw(hidden)[:, None]
+
+
+class Table(Autoregressive):
     """Independent tokens: one learned row of logits for each class and position."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.spec = TokenSpec(VOCABULARY, LENGTH, "sequence")
+        self.spec = TokenSpec((VOCABULARY,), LENGTH, "sequence")
         self.classes = CLASSES
+        self.conditioner, self.head = ClassLabel(CLASSES), Logits()
         self.table = nn.Parameter(torch.zeros(CLASSES + 1, LENGTH, VOCABULARY))
 
-    def log_probs(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        return self.table[labels].log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
+    def log_probs(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        return self.table[condition].log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
 
-    def begin(self, labels: Tensor) -> tuple[Tensor, Any]:
-        return self.table[labels, 0], {"labels": labels, "position": 1}
+    def begin(self, condition: Tensor, prefix: Tensor | None = None) -> tuple[Tensor, Any]:
+        return self.table[condition, 0], {"labels": condition, "position": 1}
 
-    def advance(self, tokens: Tensor, cache: Any) -> Tensor:
-        logits = self.table[cache["labels"], min(cache["position"], LENGTH - 1)]
-        cache["position"] += 1
-        return logits
+    def extend(self, codes: Tensor, state: Any) -> Tensor:
+        logits = self.table[state["labels"], min(state["position"], LENGTH - 1)]
+        state["position"] += 1
+        return logits[:, None]
 
 
 class Pixels(Tokenizer):
@@ -44,7 +65,7 @@ class Pixels(Tokenizer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.spec = TokenSpec(VOCABULARY, LENGTH, "sequence")
+        self.spec = TokenSpec((VOCABULARY,), LENGTH, "sequence")
         self.image = ImageFormat(LENGTH, 1)
 
     def encode(self, images: Tensor) -> Tensor:

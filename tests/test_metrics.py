@@ -14,7 +14,7 @@ from components.evaluation.fd import Moments, frechet_distance
 from components.evaluation.ssim import ssim
 from components.interfaces import EvaluationBatch, FeatureExtractor, Metric, TokenSpec
 
-SPEC = TokenSpec(vocabulary=32, length=4, layout="grid", grid=(2, 2))
+SPEC = TokenSpec((32,), 4, "grid", grid=(2, 2))
 
 
 class Projection(FeatureExtractor):

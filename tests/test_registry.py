@@ -20,7 +20,7 @@ from flows.sections import json_schema
 
 ROOT = Path(__file__).parent.parent
 IMAGE = ImageFormat(size=16, channels=1)
-TOKENS = TokenSpec(vocabulary=32, length=16, layout="grid", grid=(4, 4))
+TOKENS = TokenSpec((32,), 16, "grid", grid=(4, 4))
 
 
 def _kinds_inside(annotation: Any) -> set[type]:
@@ -200,7 +200,7 @@ def test_a_configuration_reaches_the_constructor() -> None:
     tokenizer = registry.build(
         Tokenizer, {**GRID, "downsample": 4, "quantizer": {"type": "fsq", "levels": [3, 5]}}, IMAGE
     )
-    assert tokenizer.spec == TokenSpec(vocabulary=15, length=16, layout="grid", grid=(4, 4))
+    assert tokenizer.spec == TokenSpec((15,), 16, "grid", grid=(4, 4))
 
 
 # ------------------------------------------------------------------------------------------- components from outside

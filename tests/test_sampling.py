@@ -13,6 +13,7 @@ from test_generators import CLASSES, SPEC, build
 from components import registry
 from components.interfaces import Sampler, TokenSpec
 from components.sampling import engine
+from components.sampling._policy import invert
 from components.sampling.ancestral import Ancestral
 from components.sampling.rules import Greedy, MinP, Temperature, TopK, TopP, Typical, apply
 
@@ -31,7 +32,8 @@ def generator():
 def full_logits(generator, prefix: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The next token's logits from one forward over everything so far, without cache; [B, V]"""
     tokens = torch.cat([prefix, torch.zeros(len(prefix), 1, dtype=torch.long)], 1)
-    sequence = torch.cat([generator.class_embedding(labels)[:, None], generator.token_embedding(tokens[:, :-1])], 1)
+    embedded = generator.token_embedding(tokens[:, :-1, None])
+    sequence = torch.cat([generator.conditioner(labels), embedded], 1)
     return generator.head(generator.backbone(sequence)[:, -1])
 
 
@@ -73,7 +75,7 @@ class TestEngine:
         """Chi-square over all 27 sequences of a tiny model, 20,000 draws; the limit is the 99.9% point."""
         from scipy.stats import chi2
 
-        tiny, draws, label = build("next_token", TokenSpec(3, 3, "sequence")), 20_000, 1
+        tiny, draws, label = build("next_token", TokenSpec((3,), 3, "sequence")), 20_000, 1
         tokens = engine.generate(tiny, torch.full((draws,), label), rng(), guidance=guidance)
         counts = Counter(map(tuple, tokens.tolist()))
         statistic, total = 0.0, 0.0
@@ -96,7 +98,9 @@ class TestEngine:
     def test_guidance_1_is_no_guidance_and_skips_the_null_rows(self, generator, monkeypatch) -> None:
         rows = []
         begin = generator.begin
-        monkeypatch.setattr(generator, "begin", lambda labels: rows.append(len(labels)) or begin(labels))
+        monkeypatch.setattr(
+            generator, "begin", lambda labels, prefix=None: rows.append(len(labels)) or begin(labels, prefix)
+        )
         with_one = engine.generate(generator, LABELS, rng(), guidance=1.0)
         assert torch.equal(with_one, engine.generate(generator, LABELS, rng()))
         engine.generate(generator, LABELS, rng(), guidance=1.5)
@@ -118,14 +122,14 @@ class TestEngine:
         logits, cache = generator.begin(LABELS)
         single = [generator.begin(label[None]) for label in LABELS]
         torch.testing.assert_close(logits, torch.cat([s[0] for s in single]), atol=1e-5, rtol=1e-5)
-        following = generator.advance(LABELS, cache)
-        alone = torch.cat([generator.advance(t[None], s[1]) for t, s in zip(LABELS, single, strict=True)])
+        following = generator.extend(LABELS[:, None, None], cache)
+        alone = torch.cat([generator.extend(t[None, None, None], s[1]) for t, s in zip(LABELS, single, strict=True)])
         torch.testing.assert_close(following, alone, atol=1e-5, rtol=1e-5)
 
     def test_steps_are_streamed_in_order(self, generator) -> None:
         seen: list[torch.Tensor] = []
         tokens = engine.generate(generator, LABELS, rng(), on_step=lambda step, drawn: seen.append(drawn.clone()))
-        assert torch.equal(torch.stack(seen, 1), tokens)
+        assert torch.equal(torch.cat(seen, 1), tokens)
 
     def test_dropout_is_off_while_drawing_and_back_on_after(self) -> None:
         backbone = {"type": "transformer", "depth": 1, "width": 16, "heads": 2, "dropout": 0.5}
@@ -149,12 +153,12 @@ class TestInvert:
     def test_every_quantile_has_its_token(self) -> None:
         logits = torch.tensor([0.5, 0.0, 0.25, 0.25]).log().expand(8, -1)
         uniform = torch.tensor([0.0, 0.49, 0.5, 0.74, 0.75, 0.999, 1 - 2**-53, 0.2], dtype=torch.float64)
-        assert engine.invert(logits, uniform).tolist() == [0, 0, 2, 2, 3, 3, 3, 0]
+        assert invert(logits, uniform).tolist() == [0, 0, 2, 2, 3, 3, 3, 0]
 
     def test_removed_tokens_are_never_drawn(self) -> None:
         logits = torch.full((2, 5), -math.inf)
         logits[:, 2] = 3.0
-        assert engine.invert(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [2, 2]
+        assert invert(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [2, 2]
 
 
 class TestRules:
@@ -243,7 +247,7 @@ def test_two_thousand_samples_need_no_python_over_rows() -> None:
     """The engine calls the generator once a token, whatever the batch."""
     generator = build("next_token")
     calls = []
-    advance = generator.advance
-    generator.advance = lambda tokens, cache: calls.append(len(tokens)) or advance(tokens, cache)  # type: ignore[method-assign]
+    extend = generator.extend
+    generator.extend = lambda codes, state: calls.append(len(codes)) or extend(codes, state)  # type: ignore[method-assign]
     engine.generate(generator, torch.arange(2000) % CLASSES, rng(), guidance=2.0)
     assert calls == [4000] * (SPEC.length - 1)

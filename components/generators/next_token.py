@@ -1,15 +1,15 @@
-"""Class-conditional next-token prediction: an image as a sentence of tokens in raster order.
+"""Next-token prediction: a sample as a sentence of positions in the order of the tokenizer.
 
-1. The sequence is [class embedding, token 1, ..., token L-1]; position i predicts token i+1: L positions, L tokens.
+1. The sequence is [condition, position 1, ..., position N - 1]; each predicts what stands next: N predictions.
 2. The loss is the mean negative log-likelihood of all tokens, teacher-forced in one causal forward.
-3. In training a label is replaced by the null class (index K) with probability `label_dropout`, so that one network
-   knows p(x | class) and p(x): what classifier-free guidance needs.
-4. Sampling feeds back each token drawn, with the backbone's cache.
+3. A position of several codes is embedded as their sum and predicted by the head.
+4. In training a condition is replaced by the null condition with probability `condition_dropout`, so that one network
+   knows p(x | condition) and p(x): what classifier-free guidance needs.
+5. Sampling feeds back each position drawn, with the backbone's cache.
 
-Label dropout takes its random numbers from torch's global generator, whose state the trainer saves.
-Deliberately absent: other orders than raster, text conditions, guidance (it belongs to the sampling engine). Sources:
-Sun et al. 2024, LlamaGen, https://arxiv.org/abs/2406.06525; label dropout: Ho and Salimans 2022,
-https://arxiv.org/abs/2207.12598.
+Dropout of conditions takes its random numbers from torch's global generator, whose state the trainer saves.
+Deliberately absent: other orders (`random_order`), guidance (it belongs to the sampling engine). Sources: Sun et al. 2024,
+LlamaGen, https://arxiv.org/abs/2406.06525; dropout of conditions: Ho and Salimans 2022, https://arxiv.org/abs/2207.12598.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from components.interfaces import Backbone, Generator, Head, TokenSpec
-from components.registry import Spec
+from components.generators._embedding import CodeEmbedding
+from components.interfaces import Autoregressive, Backbone, Conditioner, Head, SequenceShape, TokenSpec
+from components.registry import Spec, resolve
+
+CLASS_LABEL = resolve(Conditioner, {"type": "class_label"})
 
 
-class NextToken(Generator):
+class NextToken(Autoregressive):
     """
     >>> from components import registry
-    >>> spec = TokenSpec(vocabulary=64, length=16, layout="grid", grid=(4, 4))
+    >>> spec = TokenSpec((64,), 16, "grid", grid=(4, 4))
     >>> small = {"type": "transformer", "depth": 1, "width": 32, "heads": 2}
     >>> config = {"type": "next_token", "backbone": small, "head": {"type": "categorical"}}
-    >>> registry.build(Generator, config, spec, 10).log_probs(torch.zeros(2, 16).long(), torch.tensor([3, 10])).shape
+    >>> registry.build(Autoregressive, config, spec, 10).log_probs(torch.zeros(2, 16).long(), torch.tensor([3, 10])).shape
     torch.Size([2, 16])
     """
 
@@ -42,42 +45,43 @@ class NextToken(Generator):
         *,
         backbone: Spec[Backbone],
         head: Spec[Head],
-        label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+        conditioner: Spec[Conditioner] = CLASS_LABEL,
+        condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     ) -> None:
         super().__init__()
-        self.spec, self.classes, self.label_dropout = spec, classes, label_dropout
-        self.backbone = backbone.build(spec.length)
+        self.spec, self.classes, self.condition_dropout = spec, classes, condition_dropout
+        self.conditioner = conditioner.build(classes)
+        shape = SequenceShape(spec.positions, self.conditioner.length, spec.grid)
+        self.backbone = backbone.build(shape)
         self.head = head.build(self.backbone.width, spec)
-        self.class_embedding = nn.Embedding(classes + 1, self.backbone.width)
-        self.token_embedding = nn.Embedding(spec.vocabulary, self.backbone.width)
-        for embedding in (self.class_embedding, self.token_embedding):
-            nn.init.normal_(embedding.weight, std=0.02)
+        self.conditioner.attach(self.backbone.width)
+        self.token_embedding = CodeEmbedding(spec, self.backbone.width)
+        self.conditioner.initialize()
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        labels = batch["labels"]
-        if self.training and self.label_dropout:
-            dropped = torch.rand(labels.shape, device=labels.device) < self.label_dropout
-            labels = labels.masked_fill(dropped, self.classes)
-        loss = self._negative_log_likelihood(batch["tokens"], labels).mean()
+        condition = batch[self.conditioner.key]
+        if self.training and self.condition_dropout:
+            condition = self.conditioner.dropped(condition, self.condition_dropout)
+        loss = self._negative_log_likelihood(batch["tokens"], condition).mean()
         return {"loss": loss, "bits_per_token": loss.detach() / math.log(2)}
 
-    def log_probs(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        return -self._negative_log_likelihood(tokens, labels)
+    def log_probs(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        return -self._negative_log_likelihood(tokens, condition)
 
-    def begin(self, labels: Tensor) -> tuple[Tensor, Any]:
-        first = self.class_embedding(labels)  # [B, W]
-        cache = self.backbone.new_cache(len(labels), first.device, first.dtype)
-        return self._step(first, cache), cache
+    def begin(self, condition: Tensor, prefix: Tensor | None = None) -> tuple[Tensor, Any]:
+        first = self.conditioner(condition)  # [B, prefix, W]
+        if prefix is not None:
+            first = torch.cat([first, self.token_embedding(prefix)], 1)
+        cache = self.backbone.new_cache(len(first), first.device, first.dtype)
+        return self.backbone(first, cache)[:, -1], cache
 
-    def advance(self, tokens: Tensor, cache: Any) -> Tensor:
-        return self._step(self.token_embedding(tokens), cache)
+    def extend(self, codes: Tensor, state: Any) -> Tensor:
+        return self.backbone(self.token_embedding(codes), state)
 
-    def _step(self, embedded: Tensor, cache: Any) -> Tensor:
-        """[B, W] -> logits [B, V]"""
-        return self.head(self.backbone(embedded[:, None], cache)[:, 0])
-
-    def _negative_log_likelihood(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """tokens [B, L], labels [B] -> nats [B, L]"""
-        first = self.class_embedding(labels)[:, None]  # [B, 1, W]
-        hidden = self.backbone(torch.cat([first, self.token_embedding(tokens[:, :-1])], 1))  # [B, L, W]
-        return self.head.loss(hidden, tokens)
+    def _negative_log_likelihood(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        """tokens [B, L] -> nats [B, L]"""
+        codes = tokens.unflatten(1, (self.spec.positions, self.spec.codes))
+        first = self.conditioner(condition)  # [B, prefix, W]
+        hidden = self.backbone(torch.cat([first, self.token_embedding(codes[:, :-1])], 1))  # [B, prefix + N - 1, W]
+        return self.head.loss(hidden[:, first.shape[1] - 1 :], codes).flatten(1)

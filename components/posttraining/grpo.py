@@ -23,7 +23,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from components.interfaces import Batches, Generator, Networks, PostTraining, Reward, Tokenizer
+from components.interfaces import Autoregressive, Batches, Networks, PostTraining, Reward, Tokenizer
 from components.posttraining.losses import ClippedPolicy, GroupAdvantages, k3
 from components.registry import Spec
 from components.sampling.engine import generate
@@ -36,7 +36,7 @@ class GRPO(PostTraining):
 
     def __init__(
         self,
-        generator: Generator,
+        generator: Autoregressive,
         tokenizer: Tokenizer,
         networks: Networks,
         *,
@@ -59,7 +59,7 @@ class GRPO(PostTraining):
             module.eval().requires_grad_(False)
 
     @property
-    def reference(self) -> Generator:
+    def reference(self) -> Autoregressive:
         return self._frozen[0]  # type: ignore[return-value]
 
     @property

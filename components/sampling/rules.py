@@ -1,7 +1,8 @@
 """Rules that reshape the distribution before a token is drawn: logits [B, V] -> logits [B, V], removed tokens at -inf.
+A rule may look at the tokens the row has drawn so far, [B, P].
 
 Rules compose in the order given; the first one usually is the temperature, as the cuts are defined on what it leaves.
-Every rule keeps at least the likeliest token and leaves the ratios of the tokens it keeps as they are.
+Every cut keeps at least the likeliest token and leaves the ratios of the tokens it keeps as they are.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-Rule = Callable[[Tensor], Tensor]
+Rule = Callable[[Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Temperature:
 
     value: float
 
-    def __call__(self, logits: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, drawn: Tensor | None = None) -> Tensor:
         return logits / self.value
 
 
@@ -29,7 +31,7 @@ class Temperature:
 class Greedy:
     """Keeps the likeliest token (the limit of temperature 0); among equals the first."""
 
-    def __call__(self, logits: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, drawn: Tensor | None = None) -> Tensor:
         best = logits.argmax(-1, keepdim=True)
         return logits.new_full(logits.shape, -math.inf).scatter_(-1, best, 0.0)
 
@@ -40,7 +42,7 @@ class TopK:
 
     k: int
 
-    def __call__(self, logits: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, drawn: Tensor | None = None) -> Tensor:
         if self.k >= logits.shape[-1]:
             return logits
         least = logits.topk(self.k).values[..., -1:]
@@ -53,7 +55,7 @@ class TopP:
 
     p: float
 
-    def __call__(self, logits: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, drawn: Tensor | None = None) -> Tensor:
         ordered, order = logits.sort(-1, descending=True)
         probabilities = ordered.softmax(-1)
         before = probabilities.cumsum(-1) - probabilities  # the mass of the tokens that are likelier
@@ -66,7 +68,7 @@ class MinP:
 
     p: float
 
-    def __call__(self, logits: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, drawn: Tensor | None = None) -> Tensor:
         least = logits.amax(-1, keepdim=True) + math.log(self.p)
         return logits.masked_fill(logits < least, -math.inf)
 
@@ -79,7 +81,7 @@ class Typical:
 
     p: float
 
-    def __call__(self, logits: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, drawn: Tensor | None = None) -> Tensor:
         log_probs = logits.log_softmax(-1)
         probabilities = log_probs.exp()
         entropy = -(probabilities * log_probs.clamp(min=-1e9)).sum(-1, keepdim=True)
@@ -90,10 +92,26 @@ class Typical:
         return _cut(logits, order, removed)
 
 
-def apply(logits: Tensor, rules: Iterable[Rule]) -> Tensor:
+@dataclass(frozen=True)
+class Repetition:
+    """Makes tokens that the row has drawn among its last `window` less likely: positive logits are divided by `penalty`,
+    negative ones multiplied. Keskar et al. 2019, CTRL, equation 4, arXiv:1909.05858; 1 is off."""
+
+    penalty: float
+    window: int = 256
+
+    def __call__(self, logits: Tensor, drawn: Tensor | None = None) -> Tensor:
+        if drawn is None or not drawn.shape[1]:
+            return logits
+        recent = drawn[:, -self.window :]
+        found = logits.gather(-1, recent)
+        return logits.scatter(-1, recent, torch.where(found > 0, found / self.penalty, found * self.penalty))
+
+
+def apply(logits: Tensor, rules: Iterable[Rule], drawn: Tensor | None = None) -> Tensor:
     """All rules one after another."""
     for rule in rules:
-        logits = rule(logits)
+        logits = rule(logits, drawn)
     return logits
 
 

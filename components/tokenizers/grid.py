@@ -1,8 +1,8 @@
 """A grid of tokens: convolutional encoder, quantizer, decoder (the VQ-VAE / VQGAN family, arXiv:1711.00937, 2012.09841).
 
 Mechanism: 1. the encoder halves the picture until each latent stands for `downsample` x `downsample` pixels; 2. the
-quantizer gives every latent its codes; 3. codes in raster order are the tokens (several codes of a latent become one token
-as a mixed-radix number); 4. the decoder draws the picture from the quantized latents; 5. trained on absolute plus squared
+quantizer gives every latent its codes; 3. codes in raster order are the tokens, all codes of a latent one after another;
+4. the decoder draws the picture from the quantized latents; 5. trained on absolute plus squared
 error and the quantizer's own losses. Deliberately absent: perceptual and adversarial losses.
 """
 
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from components.interfaces import ImageFormat, Quantizer, Tokenizer, TokenSpec
 from components.registry import ComponentError, Spec
 from components.tokenizers._conv import Decoder, Encoder
+from components.tokenizers._tokens import to_codes, to_tokens
 
 
 class Grid(Tokenizer):
@@ -50,14 +51,8 @@ class Grid(Tokenizer):
         self.encoder = Encoder(image.channels, width, halvings, blocks, dim)
         self.quantizer = quantizer.build(dim)
         self.decoder = Decoder(image.channels, width, halvings, blocks, dim)
-        self.sizes = self.quantizer.codebook_sizes
-        self.side = image.size // downsample
-        vocabulary = math.prod(self.sizes)
-        if vocabulary > 2**20:
-            raise ComponentError(
-                f"{self.sizes} codes a latent make a vocabulary of {vocabulary:,}; at most {2**20:,}", ("quantizer",)
-            )
-        self.spec = TokenSpec(vocabulary, self.side**2, "grid", (self.side, self.side))
+        side = image.size // downsample
+        self.spec = TokenSpec(self.quantizer.codebook_sizes, side**2, "grid", (side, side))
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         images = batch["images"]
@@ -69,20 +64,11 @@ class Grid(Tokenizer):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        codes = self.quantizer(self._latents(images)).codes  # [B, N, G]
-        tokens = codes[..., 0]
-        for group in range(1, codes.shape[-1]):
-            tokens = tokens * self.sizes[group] + codes[..., group]
-        return tokens
+        return to_tokens(self.quantizer(self._latents(images)).codes)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
-        self._check(tokens)
-        groups = []
-        for size in reversed(self.sizes):
-            groups.append(tokens % size)
-            tokens = tokens // size
-        return self._draw(self.quantizer.decode(torch.stack(groups[::-1], -1))).clamp(-1, 1)
+        return self._draw(self.quantizer.decode(to_codes(tokens, self.spec))).clamp(-1, 1)
 
     def after_step(self, step: int) -> None:
         self.quantizer.after_step(step)
@@ -94,12 +80,4 @@ class Grid(Tokenizer):
         return self.encoder(images).flatten(2).transpose(1, 2)  # [B, N, D]
 
     def _draw(self, latents: Tensor) -> Tensor:
-        return self.decoder(latents.transpose(1, 2).unflatten(2, (self.side, self.side)))
-
-    def _check(self, tokens: Tensor) -> None:
-        if tokens.ndim != 2 or tokens.shape[1] != self.spec.length:
-            raise ValueError(f"expected tokens [B, {self.spec.length}], got {list(tokens.shape)}")
-        if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) < self.spec.vocabulary):
-            raise ValueError(
-                f"tokens must be in [0, {self.spec.vocabulary}), got {int(tokens.min())}..{int(tokens.max())}"
-            )
+        return self.decoder(latents.transpose(1, 2).unflatten(2, self.spec.grid))

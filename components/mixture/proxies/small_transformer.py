@@ -25,7 +25,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from components.interfaces import Generator, Silent, TokenSpec
+from components.interfaces import Autoregressive, Silent, TokenSpec
 from components.mixture.problem import Proxy, ProxyData, ProxyTask
 from components.registry import Spec, resolve
 from components.training.config import Train
@@ -34,12 +34,12 @@ from components.training.trainer import train
 BYTES = 256
 _EVALUATED = 64  # windows at a time
 GENERATOR = resolve(
-    Generator,
+    Autoregressive,
     {
         "type": "next_token",
         "backbone": {"type": "transformer", "depth": 2, "width": 64, "heads": 4},
         "head": {"type": "categorical"},
-        "label_dropout": 0.0,
+        "condition_dropout": 0.0,
     },
 )
 TRAIN = Train(steps=300, batch_size=16, lr=3e-3)
@@ -89,7 +89,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class _Task(ProxyTask):
-    generator: Spec[Generator]
+    generator: Spec[Autoregressive]
     train: Train
     final_steps: int
     length: int
@@ -105,7 +105,7 @@ class _Task(ProxyTask):
 
     def _losses(self, alpha: np.ndarray, seed: int, steps: int, target: Windows) -> np.ndarray:
         with _alone(seed):
-            model = self.generator.build(TokenSpec(vocabulary=BYTES, length=self.length, layout="sequence"), 1)
+            model = self.generator.build(TokenSpec((BYTES,), self.length, "sequence"), 1)
             config = self.train.model_copy(update={"steps": steps, "checkpoint_every": steps})
             draws = Draws(self.streams, alpha, self.length, config.batch_size, seed)
             with TemporaryDirectory() as folder:  # a proxy that is interrupted begins again
@@ -114,7 +114,7 @@ class _Task(ProxyTask):
 
 
 @torch.no_grad()
-def evaluate(model: Generator, target: Windows) -> np.ndarray:
+def evaluate(model: Autoregressive, target: Windows) -> np.ndarray:
     """Bits per byte of every text [m]; 0 for an empty one."""
     device = next(model.parameters()).device
     bits = []
@@ -149,7 +149,7 @@ class SmallTransformer(Proxy[list[str]]):
     def __init__(
         self,
         *,
-        generator: Spec[Generator] = GENERATOR,
+        generator: Spec[Autoregressive] = GENERATOR,
         length: Annotated[int, Field(ge=2)] = 128,
         train: Train = TRAIN,
         final_steps: Annotated[int, Field(ge=1)] = 1500,

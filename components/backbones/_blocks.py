@@ -1,0 +1,72 @@
+"""What transformers are made of: attention with rotary positions and normalized queries and keys, and SwiGLU."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from components.backbones import _rope
+from components.backbones._cache import KVCache
+from components.registry import ComponentError
+
+EPSILON = 1e-6
+
+
+def check_sizes(width: int, heads: int, kv_heads: int, axes: int) -> None:
+    """Raises ComponentError naming the setting that does not fit."""
+    if width % (2 * axes * heads):
+        factor = "2 * heads" if axes == 1 else f"2 * {axes} axes * heads"
+        raise ComponentError(f"must be a multiple of {factor} ({2 * axes * heads}), got {width}", ("width",))
+    if heads % kv_heads:
+        raise ComponentError(f"must divide heads ({heads}), got {kv_heads}", ("kv_heads",))
+
+
+def initialize(module: nn.Module, depth: int) -> None:
+    """Matrices from N(0, 0.02^2); those that write into the residual stream smaller by sqrt(2 * depth)."""
+    for name, parameter in module.named_parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * depth) if name.endswith("out.weight") else 0.02)
+
+
+class Attention(nn.Module):
+    """`heads` queries share `kv_heads` keys and values; queries and keys are normalized per head before they turn."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.dim = heads, kv_heads, width // heads
+        self.project = nn.Linear(width, (heads + 2 * kv_heads) * self.dim, bias=False)
+        self.query_norm, self.key_norm = nn.RMSNorm(self.dim, eps=EPSILON), nn.RMSNorm(self.dim, eps=EPSILON)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, causal: bool, cache: KVCache | None, layer: int
+    ) -> Tensor:
+        """x [B, T, W], cos and sin [T, d], mask bool [T, keys] or [B, T, keys] -> [B, T, W]"""
+        batch, new, width = x.shape
+        heads = self.project(x).view(batch, new, self.heads + 2 * self.kv_heads, self.dim).transpose(1, 2)
+        q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)  # [B, heads, T, d]
+        q = _rope.rotate(self.query_norm(q), cos, sin).to(v.dtype)
+        k = _rope.rotate(self.key_norm(k), cos, sin).to(v.dtype)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+        if mask is not None and mask.ndim == 3:
+            mask = mask[:, None]
+        grouped = self.heads != self.kv_heads
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+        return self.out(mixed.transpose(1, 2).reshape(batch, new, width))
+
+
+class SwiGLU(nn.Module):
+    """[..., W] -> [..., W] through 8/3 of the width, rounded up to a multiple of 64."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = 64 * math.ceil(width * 8 / 3 / 64)
+        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.out = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.out(F.silu(gate) * up)
