@@ -13,9 +13,10 @@ from test_generators import CLASSES, SPEC, build
 from components import registry
 from components.interfaces import Sampler, TokenSpec
 from components.sampling import engine
-from components.sampling._policy import invert
+from components.sampling._packed import Packed
+from components.sampling._policy import Guidance, invert
 from components.sampling.ancestral import Ancestral
-from components.sampling.rules import Greedy, MinP, Temperature, TopK, TopP, Typical, apply
+from components.sampling.rules import Greedy, MinP, Repetition, Temperature, TopK, TopP, Typical, apply
 
 LABELS = torch.tensor([0, 1, 2, 3, 1, 0])
 
@@ -251,3 +252,153 @@ def test_two_thousand_samples_need_no_python_over_rows() -> None:
     generator.extend = lambda codes, state: calls.append(len(codes)) or extend(codes, state)  # type: ignore[method-assign]
     engine.generate(generator, torch.arange(2000) % CLASSES, rng(), guidance=2.0)
     assert calls == [4000] * (SPEC.length - 1)
+
+
+class TestPackedLayers:
+    @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (3, 1), (4, 1), (7, 1), (3, 5), (0, 1)])
+    def test_a_product_with_packed_weights_is_the_product(self, shape: tuple[int, int]) -> None:
+        layers = torch.nn.Sequential(torch.nn.Linear(24, 40, bias=False), torch.nn.Linear(40, 17))
+        x = torch.randn(*shape, 24)
+        with torch.no_grad():
+            expected = layers(x)
+            with Packed.of(layers):
+                torch.testing.assert_close(layers(x), expected, atol=1e-5, rtol=1e-5)
+            assert torch.equal(layers(x), expected)  # afterwards the plain layers are back
+
+    def test_changed_weights_are_packed_anew_and_others_are_kept(self) -> None:
+        layers = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
+        before = dict(Packed.of(layers).layers)
+        torch.optim.SGD(layers[0].parameters(), 1.0)
+        with torch.no_grad():
+            layers[0].weight.add_(1.0)
+        after = Packed.of(layers).layers
+        if not after:
+            pytest.skip("oneDNN is not built into this torch")
+        assert after[layers[1]] is before[layers[1]]
+        assert after[layers[0]] is not before[layers[0]]
+        x = torch.randn(2, 8)
+        with torch.no_grad(), Packed.of(layers):
+            found = layers(x)
+        torch.testing.assert_close(found, layers(x).detach(), atol=1e-5, rtol=1e-5)
+
+    def test_rollouts_follow_training(self) -> None:
+        generator = build("next_token")
+        engine.generate(generator, LABELS, rng(), [Greedy()])
+        with torch.no_grad():
+            for parameter in generator.parameters():
+                parameter.mul_(-1.5)
+        again = engine.generate(generator, LABELS, rng(), [Greedy()])
+        fresh = build("next_token")
+        fresh.load_state_dict(generator.state_dict())
+        assert torch.equal(again, engine.generate(fresh, LABELS, rng(), [Greedy()]))
+
+
+class TestPrefixAndEnd:
+    @pytest.mark.parametrize("guidance", [1.0, 2.0])
+    @pytest.mark.parametrize("size", [0, 1, 3, SPEC.positions])
+    def test_a_prefix_is_continued_as_if_it_had_been_drawn(self, generator, size: int, guidance: float) -> None:
+        whole = engine.generate(generator, LABELS, rng(), [Greedy()], guidance=guidance)
+        prefix = whole[:, :size].unsqueeze(-1)
+        again = engine.generate(generator, LABELS, rng(), [Greedy()], guidance=guidance, prefix=prefix)
+        assert torch.equal(again, whole)
+
+    @pytest.mark.parametrize(
+        ("prefix", "message"),
+        [
+            (torch.zeros(6, 9, 1).long(), r"at most 5"),
+            (torch.zeros(5, 1, 1).long(), "6"),
+            (torch.full((6, 1, 1), 7), r"\[0, 7\)"),
+        ],
+    )
+    def test_a_prefix_that_does_not_fit_is_refused(self, generator, prefix: torch.Tensor, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            engine.generate(generator, LABELS, rng(), prefix=prefix)
+
+    def test_what_has_ended_stays_ended_and_costs_nothing(self) -> None:
+        spec = TokenSpec((4,), 12, "sequence", end=2)
+        ending, labels = build("next_token", spec), torch.arange(64) % CLASSES
+        tokens, log_probs = engine.generate_with_log_probs(ending, labels, rng())
+        after = (tokens == 2).cumsum(1) - (tokens == 2).long() > 0  # everything behind the first end
+        assert after.any() and (~after).any()
+        assert (tokens[after] == 2).all()
+        assert (log_probs[after] == 0).all()
+        with torch.no_grad():
+            expected = ending.log_probs(tokens, labels)
+        torch.testing.assert_close(log_probs[~after], expected[~after], atol=1e-5, rtol=1e-5)
+
+    def test_it_stops_when_all_rows_have_ended(self) -> None:
+        spec = TokenSpec((4,), 12, "sequence", end=2)
+        ending = build("next_token", spec)
+        with torch.no_grad():
+            ending.head.project.weight.zero_()
+            ending.head.project.weight[2] = 0
+        always = lambda logits, drawn=None: torch.full_like(logits, -math.inf).index_fill(1, torch.tensor([2]), 0.0)  # noqa: E731
+        seen: list[int] = []
+        tokens = engine.generate(ending, LABELS, rng(), [always], on_step=lambda step, codes: seen.append(step))
+        assert seen == [0]
+        assert (tokens == 2).all()
+
+
+class TestSeveralCodes:
+    SPEC = TokenSpec((3, 4), 3, "sequence")
+
+    @pytest.mark.parametrize("head", ["factorised", "channel_autoregressive"])
+    @pytest.mark.parametrize("guidance", [1.0, 2.0])
+    def test_log_probs_of_what_was_drawn(self, head: str, guidance: float) -> None:
+        inner = {"depth": 1, "inner_width": 16, "heads": 2} if head == "channel_autoregressive" else {}
+        model = build("next_token", self.SPEC, head={"type": head, **inner})
+        tokens, log_probs = engine.generate_with_log_probs(model, LABELS, rng(), guidance=guidance)
+        assert tokens.shape == (6, 6)
+        assert (tokens.view(6, 3, 2) < torch.tensor([3, 4])).all()
+        if guidance == 1.0:
+            with torch.no_grad():
+                torch.testing.assert_close(log_probs, model.log_probs(tokens, LABELS), atol=1e-5, rtol=1e-5)
+
+
+class TestGuidanceCurves:
+    @pytest.mark.parametrize("curve", ["linear", "power_cosine"])
+    def test_from_one_to_the_scale(self, curve) -> None:
+        scales = [Guidance(3.0, curve).at(share) for share in (0, 0.25, 0.5, 0.75, 1)]
+        assert (scales[0], scales[-1]) == (pytest.approx(1), pytest.approx(3))
+        assert scales == sorted(scales)
+
+    def test_linear_is_linear(self) -> None:
+        assert Guidance(3.0, "linear").at(0.25) == pytest.approx(1.5)
+
+    def test_the_first_position_is_then_not_guided(self, generator) -> None:
+        linear = engine.generate(generator, LABELS, rng(), guidance=Guidance(9.0, "linear"))
+        plain = engine.generate(generator, LABELS, rng())
+        assert torch.equal(linear[:, 0], plain[:, 0])
+        assert not torch.equal(linear, plain)
+
+
+class TestRepetition:
+    def test_only_what_was_drawn_lately_becomes_less_likely(self) -> None:
+        logits, drawn = torch.tensor([[2.0, -1.0, 0.5, 3.0]]), torch.tensor([[3, 0, 1, 1]])
+        assert Repetition(2.0)(logits, drawn).tolist() == [[1.0, -2.0, 0.5, 1.5]]
+        assert Repetition(2.0, window=2)(logits, drawn).tolist() == [[2.0, -2.0, 0.5, 3.0]]
+        assert torch.equal(Repetition(2.0)(logits, drawn[:, :0]), logits)
+
+    def test_the_engine_hands_over_what_the_row_has_drawn(self, generator) -> None:
+        seen: list[torch.Tensor] = []
+
+        def look(logits: torch.Tensor, drawn: torch.Tensor | None = None) -> torch.Tensor:
+            seen.append(drawn.clone())
+            return logits
+
+        tokens = engine.generate(generator, LABELS, rng(), [look], guidance=2.0)
+        assert all(torch.equal(drawn, tokens[:, :position]) for position, drawn in enumerate(seen))
+
+
+@pytest.mark.slow
+def test_the_compiled_step_says_the_same(generator) -> None:
+    """What a GPU runs, compiled for the CPU: fixed shapes, one graph, the same logits."""
+    with torch.no_grad():
+        tokens = engine.generate(generator, LABELS, rng(), [Greedy()])
+        hidden = generator.conditioner(LABELS)
+        cache = generator.backbone.fixed_cache(len(LABELS), hidden.device, hidden.dtype)
+        found = [generator.backbone(hidden, cache)[:, -1]]
+        step = engine.compiled(generator)
+        found += [step(tokens[:, i, None, None], cache)[:, -1] for i in range(SPEC.length - 1)]
+        again = torch.stack([generator.head(h).argmax(-1) for h in found], 1)
+    assert torch.equal(again, tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,10 +46,15 @@ class Attention(nn.Module):
     ) -> Tensor:
         """x [B, T, W], cos and sin [T, d], mask bool [T, keys] or [B, T, keys] -> [B, T, W]"""
         batch, new, width = x.shape
-        heads = self.project(x).view(batch, new, self.heads + 2 * self.kv_heads, self.dim).transpose(1, 2)
-        q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)  # [B, heads, T, d]
-        q = _rope.rotate(self.query_norm(q), cos, sin).to(v.dtype)
-        k = _rope.rotate(self.key_norm(k), cos, sin).to(v.dtype)
+        count = self.heads + 2 * self.kv_heads
+        heads = self.project(x).view(batch, new, count, self.dim).transpose(1, 2)  # [B, heads, T, d]
+        turning, v = heads.split([self.heads + self.kv_heads, self.kv_heads], 1)
+        # Queries and keys are normalized and turned together: half as many small operations.
+        weight = torch.cat(
+            [self.query_norm.weight.expand(self.heads, -1), self.key_norm.weight.expand(self.kv_heads, -1)]
+        )
+        turning = F.rms_norm(turning, (self.dim,), eps=EPSILON) * weight[:, None]
+        q, k = _rope.rotate(turning, cos, sin).to(v.dtype).split([self.heads, self.kv_heads], 1)
         if cache is not None:
             k, v = cache.append(layer, k, v)
         if mask is not None and mask.ndim == 3:

@@ -45,7 +45,8 @@ class SequenceModel(Backbone):
         """All blocks and the last norm; `attention` is (cos, sin, mask, causal, cache) of each attention."""
 
     def new_cache(self, batch: int, device: torch.device, dtype: torch.dtype) -> KVCache:
-        return self._cache(KVCache, batch, device, dtype)
+        kind = FixedKVCache if device.type == "cuda" else KVCache  # the step there is compiled
+        return self._cache(kind, batch, device, dtype)
 
     def fixed_cache(self, batch: int, device: torch.device, dtype: torch.dtype) -> FixedKVCache:
         """A cache whose steps all have the same shapes, for a compiled step."""
@@ -61,21 +62,16 @@ class SequenceModel(Backbone):
         condition: Tensor | None = None,
     ) -> Tensor:
         new = hidden.shape[1]
-        past = 0 if cache is None else cache.position
-        if past + new > self.shape.length:
-            raise ValueError(
-                f"the backbone sees {self.shape.length} positions at most, asked for {past + new}; a longer sequence "
-                "needs a backbone built for it (the length comes from the tokenizer)"
-            )
         if cache is None:
+            if new > self.shape.length:
+                raise ValueError(f"the backbone sees {self.shape.length} positions at most, asked for {new}")
             seen, causal = (mask, False) if isinstance(mask, Tensor) else (None, mask is Visible.CAUSAL and new > 1)
+            where: Tensor | slice = slice(0, new) if positions is None else positions
         else:
             seen, causal = cache.mask(new, mask)
-        if positions is None and not isinstance(cache, FixedKVCache):
-            cos, sin = self.cos[past : past + new], self.sin[past : past + new]
-        else:
-            positions = cache.positions(new) if positions is None and cache is not None else positions
-            cos, sin = self.cos[positions], self.sin[positions]
+            following = cache.positions(new)
+            where = following if positions is None else positions
+        cos, sin = self.cos[where], self.sin[where]
         hidden = self.run(hidden, condition, cos, sin, seen, causal, cache)
         if cache is not None:
             cache.advance(new)
@@ -83,4 +79,4 @@ class SequenceModel(Backbone):
 
     def _cache(self, kind: type[Any], batch: int, device: torch.device, dtype: torch.dtype) -> Any:
         depth, heads, dim = self.cache_shape
-        return kind.empty((depth, batch, heads, self.shape.length, dim), device, dtype)
+        return kind.empty(depth, (batch, heads, self.shape.length, dim), device, dtype)

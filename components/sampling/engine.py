@@ -19,13 +19,15 @@ compiled step: PyTorch Labs 2023, gpt-fast. Deliberately absent: beams, prompts 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 
 from components.interfaces import Autoregressive
+from components.sampling._packed import Packed
 from components.sampling._policy import Guidance, Policy
 from components.sampling.rules import Rule
 
@@ -110,7 +112,9 @@ class Decoding(Iterator[tuple[int, Tensor]]):
         self.state: Any = None
         if not self.rows:
             return
-        with sampling_mode(generator):
+        self.packed = Packed.of(generator)
+        self.extend = compiled(generator) if device.type == "cuda" else generator.extend
+        with sampling_mode(generator, self.packed):
             start = None
             if prefix is not None:
                 self.codes[:, : self.position] = prefix
@@ -123,10 +127,10 @@ class Decoding(Iterator[tuple[int, Tensor]]):
         position, positions = self.position, self.spec.positions
         if not self.rows or position == positions or (self.finished is not None and bool(self.finished.all())):
             raise StopIteration
-        with sampling_mode(self.generator):
+        with sampling_mode(self.generator, self.packed):
             if self.hidden is None:
                 latest = self.policy.with_twins(self.codes[:, position - 1 : position])
-                self.hidden = self.generator.extend(latest, self.state)[:, -1]
+                self.hidden = self.extend(latest, self.state)[:, -1]
             self.policy.at(position / positions, position * self.spec.codes, self.codes[:, :position])
             codes = self.generator.head.sample(self.hidden, self.policy)[: self.rows]
             if self.taken is not None:
@@ -166,14 +170,31 @@ class Decoding(Iterator[tuple[int, Tensor]]):
                 raise ValueError(f"codes of a prefix must be in [0, {size}), got {int(part.min())}..{int(part.max())}")
 
 
+_COMPILED: WeakKeyDictionary[nn.Module, Callable[[Tensor, Any], Tensor]] = WeakKeyDictionary()
+
+
+def compiled(generator: Autoregressive) -> Callable[[Tensor, Any], Tensor]:
+    """`generator.extend` compiled for one shape at a time and kept with the generator; for caches of fixed shapes."""
+    if generator not in _COMPILED:
+        alone = ref(generator)  # what is kept must not keep the generator
+
+        def extend(codes: Tensor, state: Any) -> Tensor:
+            found = alone()
+            assert found is not None
+            return found.extend(codes, state)
+
+        _COMPILED[generator] = torch.compile(extend, dynamic=False, mode="max-autotune-no-cudagraphs")
+    return _COMPILED[generator]
+
+
 @contextmanager
-def sampling_mode(generator: nn.Module) -> Iterator[None]:
+def sampling_mode(generator: nn.Module, packed: Packed | None = None) -> Iterator[None]:
     """Inference without dropout, which would draw from another model; afterwards the module is as it was."""
     was_training = generator.training
     if was_training:
         generator.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), packed or nullcontext():
             yield
     finally:
         if was_training:
