@@ -94,7 +94,7 @@ class Bench:
         section = ctx.section("evaluation")
         self.size, self.count, self.seed = int(section["batch_size"]), int(section["samples"]), ctx.seed
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.networks = {name: network.to(self.device) for name, network in load_networks(ctx).items()}
+        self.networks = {name: network.to(self.device) for name, network in load_networks(ctx, "evaluation").items()}
         self.specs = [registry.resolve(Metric, value) for value in section["metrics"]]
         split = load_split(ctx.files("dataset"), "held_out", most=_MEASURED)
         self.heldout = to_float(split.images).to(self.device)

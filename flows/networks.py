@@ -18,6 +18,7 @@ from flows.context import StageContext, StageFailed
 from flows.data import TrainingImages
 from flows.pipeline import label, walk
 from flows.request import Request
+from flows.runs import references
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,13 +102,13 @@ def accuracy(network: FeatureExtractor, images: np.ndarray, labels: np.ndarray, 
     return right / max(total, 1)
 
 
-def load_networks(ctx: StageContext) -> dict[str, FeatureExtractor]:
-    """The run's trained networks, frozen; empty when the recipe has none."""
+def load_networks(ctx: StageContext, section: str) -> dict[str, FeatureExtractor]:
+    """The run's trained networks that this section refers to as `@name`, frozen."""
     from components import artifact
     from components.interfaces import FeatureExtractor
 
     networks = {}
-    for name in ctx.recipe.get("networks") or {}:
+    for name in sorted(references(ctx.section(section))):
         networks[name] = artifact.load(ctx.input("networks") / name, FeatureExtractor)
         networks[name].requires_grad_(False)
     return networks

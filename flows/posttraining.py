@@ -29,7 +29,7 @@ def body(ctx: StageContext) -> dict[str, float]:
     asked = [tokens["classes"].index(name) for name in tokens["target_classes"]] or [generator.classes]
 
     torch.manual_seed(seed)
-    method = registry.build(PostTraining, section, generator, tokenizer, load_networks(ctx))
+    method = registry.build(PostTraining, section, generator, tokenizer, load_networks(ctx, "posttraining"))
     batches = method.batches(asked, config.batch_size, seed)
     metrics = train(method, batches, config, checkpoints=ctx.checkpoints, monitor=ctx, seed=seed)
 

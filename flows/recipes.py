@@ -22,7 +22,6 @@ from infra.storage import write_bytes_atomic
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 DEFAULT_SCALE = "tiny"
-_REFERENCE = re.compile(r"@(?P<name>[\w-]+)")
 
 
 class RecipeError(ValueError):
@@ -176,7 +175,7 @@ def _override(recipe: dict[str, Any], override: str) -> None:
     if not sign:
         raise RecipeError(f"'{override}' is not a change; write a.b=c")
     try:
-        value = text if _REFERENCE.fullmatch(text) else yamlio.parse(text)  # YAML wants quotes around @judge
+        value = text if runs.REFERENCE.fullmatch(text) else yamlio.parse(text)  # YAML wants quotes around @judge
     except yamlio.YAMLError as error:
         raise RecipeError(f"'{override}': the value is not valid YAML: {_explained(error)}") from error
     place: Any = recipe
@@ -230,7 +229,7 @@ def _check_references(file: str, recipe: dict[str, Any]) -> None:
         elif isinstance(value, list):
             for index, inner in enumerate(value):
                 visit(inner, f"{where}.{index}")
-        elif isinstance(value, str) and (match := _REFERENCE.fullmatch(value)) and match["name"] not in networks:
+        elif isinstance(value, str) and (match := runs.REFERENCE.fullmatch(value)) and match["name"] not in networks:
             listing = f" (it has: {', '.join(networks)})" if networks else " (it has none)"
             raise RecipeError(
                 f"{file}: {where}: the recipe has no network '{value}'{nearest(match['name'], networks)}{listing}"

@@ -93,6 +93,9 @@ def sections_read(project: Path) -> dict[str, list[str]]:
     }
 
 
+#: one of the recipe's networks, where a component wants one
+REFERENCE = re.compile(r"@(?P<name>[\w-]+)")
+
 #: output that a stage loads -> the section of the component in it
 _LOADED = {"tokenizer": "tokenizer", "generator": "generator", "posttraining": "generator", "networks": "networks"}
 
@@ -110,13 +113,26 @@ def stages_of(project: Path, recipe: dict[str, Any]) -> list[str]:
     return [name for name in stage_names(project) if name in _ALWAYS or recipe.get(_WITH.get(name, name))]
 
 
+def references(value: Any) -> set[str]:
+    """The networks that a part of a recipe refers to as `@name`."""
+    if isinstance(value, dict):
+        return set().union(*map(references, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(references, value))
+    match = REFERENCE.fullmatch(value) if isinstance(value, str) else None
+    return {match["name"]} if match else set()
+
+
 def graph_for(project: Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    """The run's own dvc.yaml: the stages the recipe has, without inputs from those it has not."""
-    present = stages_of(project, recipe)
+    """The run's own dvc.yaml: the stages the recipe has, without inputs from those it has not, or networks that nothing
+    in the stage's sections refers to."""
+    present, sections = stages_of(project, recipe), sections_read(project)
     graph: dict[str, Any] = {}
     for name in present:
         stage = dict(template(project)["stages"][name])
-        deps = [dep for dep in stage.get("deps", []) if Path(dep).name in present]
+        referring = references([recipe.get(section) for section in sections[name]])
+        without = set() if referring else {"networks"}
+        deps = [dep for dep in stage.get("deps", []) if (output := Path(dep).name) in present and output not in without]
         stage.pop("deps", None)
         graph[name] = stage | ({"deps": deps} if deps else {})
     return {"stages": graph}

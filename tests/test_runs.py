@@ -15,7 +15,8 @@ from infra.settings import Settings, environment
 
 ROOT = Path(__file__).parent.parent
 SECTIONS: dict[str, Any] = {
-    name: {"type": "x"} for name in ("mixture", "networks", "tokenizer", "generator", "posttraining", "evaluation")
+    name: {"type": "x", "network": "@judge"}
+    for name in ("mixture", "networks", "tokenizer", "generator", "posttraining", "evaluation")
 }
 
 
@@ -84,6 +85,14 @@ def test_a_null_or_empty_section_has_no_stage_and_nobody_waits_for_it(project: P
     assert graph["tokenizer"] == ["dataset"]
     assert graph["generator"] == ["tokens"]
     assert graph["evaluation"] == ["dataset", "tokenizer", "generator"]
+
+
+def test_only_who_refers_to_a_network_waits_for_it(project: Path) -> None:
+    nested = {"type": "x", "losses": [{"type": "perceptual", "network": "@judge"}]}
+    graph = deps(
+        runs.graph_for(project, SECTIONS | {"tokenizer": nested, "evaluation": {"type": "x", "note": "a@judge"}})
+    )
+    assert {name for name, needed in graph.items() if "networks" in needed} == {"tokenizer", "posttraining"}
 
 
 def test_without_a_generator_there_are_no_tokens(project: Path) -> None:

@@ -25,7 +25,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from components.interfaces import Autoregressive, Silent, TokenSpec
+from components.interfaces import Autoregressive, Generator, Silent, TokenSpec
 from components.mixture.problem import Proxy, ProxyData, ProxyTask
 from components.registry import Spec, resolve
 from components.training.config import Train
@@ -34,7 +34,7 @@ from components.training.trainer import train
 BYTES = 256
 _EVALUATED = 64  # windows at a time
 GENERATOR = resolve(
-    Autoregressive,
+    Generator,
     {
         "type": "next_token",
         "backbone": {"type": "transformer", "depth": 2, "width": 64, "heads": 4},
@@ -89,7 +89,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class _Task(ProxyTask):
-    generator: Spec[Autoregressive]
+    generator: Spec[Generator]
     train: Train
     final_steps: int
     length: int
@@ -106,6 +106,8 @@ class _Task(ProxyTask):
     def _losses(self, alpha: np.ndarray, seed: int, steps: int, target: Windows) -> np.ndarray:
         with _alone(seed):
             model = self.generator.build(TokenSpec((BYTES,), self.length, "sequence"), 1)
+            if not isinstance(model, Autoregressive):
+                raise ValueError(f"proxy.generator: a text's likelihood is needed, '{self.generator.type}' has none")
             config = self.train.model_copy(update={"steps": steps, "checkpoint_every": steps})
             draws = Draws(self.streams, alpha, self.length, config.batch_size, seed)
             with TemporaryDirectory() as folder:  # a proxy that is interrupted begins again
@@ -149,7 +151,7 @@ class SmallTransformer(Proxy[list[str]]):
     def __init__(
         self,
         *,
-        generator: Spec[Autoregressive] = GENERATOR,
+        generator: Spec[Generator] = GENERATOR,
         length: Annotated[int, Field(ge=2)] = 128,
         train: Train = TRAIN,
         final_steps: Annotated[int, Field(ge=1)] = 1500,
