@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -354,7 +355,8 @@ class Visible(Enum):
     ALL = "every position"
 
 
-Mask = Visible | Tensor  # bool [T, all positions] or [B, T, all positions], True where the query sees the key
+#: bool [T, all positions] or [B, T, all positions], True where the query sees the key; or the same as FlexAttention has it
+Mask = Visible | Tensor | BlockMask
 
 
 class Cache(Protocol):

@@ -95,6 +95,14 @@ class TestBackboneContract:
             torch.testing.assert_close(backbone(hidden, mask=word), backbone(hidden, mask=mask), atol=1e-5, rtol=1e-5)
 
     @torch.no_grad()
+    def test_masks_of_blocks_are_masks(self, name: str, config: dict) -> None:
+        backbone = build(name, config)
+        hidden = torch.randn(2, 12, backbone.width)
+        mask = _masks.block(torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3, 3]))
+        blocks = backbone(hidden, mask=_masks.flexible(mask))
+        torch.testing.assert_close(blocks, backbone(hidden, mask=mask), atol=1e-5, rtol=1e-5)
+
+    @torch.no_grad()
     def test_a_tree_of_drafts_is_each_of_its_paths(self, name: str, config: dict) -> None:
         """Many continuations verified in one forward: every node's output is that of its own path alone."""
         backbone = build(name, config)

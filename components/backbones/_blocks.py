@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from components.backbones import _rope
 from components.backbones._cache import KVCache
@@ -31,6 +35,12 @@ def initialize(module: nn.Module, depth: int) -> None:
             nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * depth) if name.endswith("out.weight") else 0.02)
 
 
+@cache
+def flexible_attention(device: str) -> Callable[..., Any]:
+    """FlexAttention; on a GPU compiled, as it is slow and large otherwise."""
+    return torch.compile(flex_attention, dynamic=False) if device == "cuda" else flex_attention
+
+
 class Attention(nn.Module):
     """`heads` queries share `kv_heads` keys and values; queries and keys are normalized per head before they turn."""
 
@@ -42,7 +52,14 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, causal: bool, cache: KVCache | None, layer: int
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | BlockMask | None,
+        causal: bool,
+        cache: KVCache | None,
+        layer: int,
     ) -> Tensor:
         """x [B, T, W], cos and sin [T, d], mask bool [T, keys] or [B, T, keys] -> [B, T, W]"""
         batch, new, width = x.shape
@@ -57,10 +74,12 @@ class Attention(nn.Module):
         q, k = _rope.rotate(turning, cos, sin).to(v.dtype).split([self.heads, self.kv_heads], 1)
         if cache is not None:
             k, v = cache.append(layer, k, v)
-        if mask is not None and mask.ndim == 3:
-            mask = mask[:, None]
         grouped = self.heads != self.kv_heads
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+        if isinstance(mask, BlockMask):
+            mixed = flexible_attention(q.device.type)(q, k, v, block_mask=mask, enable_gqa=grouped)
+        else:
+            each = mask[:, None] if mask is not None and mask.ndim == 3 else mask
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=each, is_causal=causal, enable_gqa=grouped)
         return self.out(mixed.transpose(1, 2).reshape(batch, new, width))
 
 

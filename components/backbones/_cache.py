@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from components.interfaces import Mask, Visible
 
@@ -50,9 +51,9 @@ class KVCache:
             )
         return slice(self.position, self.position + new)
 
-    def mask(self, new: int, mask: Mask) -> tuple[Tensor | None, bool]:
+    def mask(self, new: int, mask: Mask) -> tuple[Tensor | BlockMask | None, bool]:
         """(bool mask of `new` queries on all keys or None where they see all, whether they are plainly causal)"""
-        if isinstance(mask, Tensor):
+        if not isinstance(mask, Visible):
             return mask, False
         if mask is Visible.ALL or new == 1:
             return None, False
@@ -98,7 +99,9 @@ class FixedKVCache(KVCache):
     def positions(self, new: int) -> Tensor:
         return self.here + torch.arange(new, device=self.here.device)
 
-    def mask(self, new: int, mask: Mask) -> tuple[Tensor | None, bool]:
+    def mask(self, new: int, mask: Mask) -> tuple[Tensor | BlockMask | None, bool]:
+        if isinstance(mask, BlockMask):
+            raise ValueError("a cache of fixed shapes takes a mask as a tensor, not as blocks")
         if isinstance(mask, Tensor):
             return torch.nn.functional.pad(mask, (0, self.length - mask.shape[-1])), False
         last = self.here + new - 1 if mask is Visible.ALL else self.positions(new)[:, None]

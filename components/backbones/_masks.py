@@ -1,7 +1,7 @@
 """Who sees whom: boolean masks [queries, keys] (True: sees), by the words of the field.
 
-Each is a function of what positions are, so the same few lines serve attention with a dense mask and, on a GPU,
-FlexAttention (Dong et al. 2024, https://arxiv.org/abs/2412.05496)."""
+A backbone takes them as they are. Long sequences on a GPU take `flexible(mask)`, whose empty blocks cost nothing: Dong et
+al. 2024, FlexAttention, https://arxiv.org/abs/2412.05496."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 
 def causal(length: int) -> Tensor:
@@ -45,3 +46,14 @@ def depths(parents: Sequence[int]) -> Tensor:
     for parent in parents:
         found.append(0 if parent < 0 else found[parent] + 1)
     return torch.tensor(found)
+
+
+def flexible(mask: Tensor) -> BlockMask:
+    """[queries, keys] as FlexAttention has it: which blocks are empty, which are full, and who sees whom in the others.
+    For training it needs a GPU."""
+
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return mask[query, key]
+
+    queries, keys = mask.shape
+    return create_block_mask(sees, None, None, queries, keys, device=mask.device)

@@ -65,7 +65,7 @@ class SequenceModel(Backbone):
         if cache is None:
             if new > self.shape.length:
                 raise ValueError(f"the backbone sees {self.shape.length} positions at most, asked for {new}")
-            seen, causal = (mask, False) if isinstance(mask, Tensor) else (None, mask is Visible.CAUSAL and new > 1)
+            seen, causal = (None, mask is Visible.CAUSAL and new > 1) if isinstance(mask, Visible) else (mask, False)
             where: Tensor | slice = slice(0, new) if positions is None else positions
         else:
             seen, causal = cache.mask(new, mask)
