@@ -38,7 +38,8 @@ def initialize(module: nn.Module, depth: int) -> None:
 @cache
 def flexible_attention(device: str) -> Callable[..., Any]:
     """FlexAttention; on a GPU compiled, as it is slow and large otherwise."""
-    return torch.compile(flex_attention, dynamic=False) if device == "cuda" else flex_attention
+    plain: Callable[..., Any] = flex_attention
+    return torch.compile(plain, dynamic=False) if device == "cuda" else plain
 
 
 class Attention(nn.Module):
