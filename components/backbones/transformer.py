@@ -15,6 +15,7 @@ image tokens: Sun et al. 2024 (LlamaGen), https://arxiv.org/abs/2406.06525.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch  # noqa: F401 - the docstring example uses it
@@ -22,6 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from components.backbones._blocks import EPSILON, Attention, SwiGLU, check_sizes, initialize
+from components.backbones._decoding import FastBlock, Product
 from components.backbones._sequence import SequenceModel
 from components.interfaces import SequenceShape
 
@@ -36,6 +38,9 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, *attention: Any) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), *attention))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+    def for_decoding(self, packed: Callable[[nn.Linear], Product]) -> FastBlock:
+        return FastBlock(self, packed)
 
 
 class Transformer(SequenceModel):

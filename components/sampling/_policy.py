@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from components.sampling.rules import Rule, apply
+from components.sampling.rules import Greedy, Rule, apply
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,10 @@ class Policy:
     ) -> None:
         """`uniform` [R, L] are the random numbers of all tokens; without them each call draws its own."""
         self.rng, self.rules, self.guidance, self.uniform = rng, tuple(rules), guidance, uniform
+        # The likeliest token needs no random number, and the rule that leaves nothing else need not be computed.
+        self.certain = bool(self.rules) and isinstance(self.rules[-1], Greedy)
+        if self.certain:
+            self.rules = self.rules[:-1]
         self.scale, self.next, self.first = guidance.scale, 0, 0
         self.drawn: Tensor | None = None
         self.kept: list[Tensor] | None = None
@@ -93,15 +97,17 @@ class Policy:
 
     def __call__(self, logits: Tensor) -> Tensor:
         policy = self.logits(logits)
-        if self.uniform is None:
-            uniform = torch.rand(len(policy), generator=self.rng, device=policy.device, dtype=torch.float64)
-        else:
-            uniform = self.uniform[:, self.next]
-        tokens = invert(policy, uniform)
+        tokens = policy.argmax(-1) if self.certain else invert(policy, self._uniform(len(policy)))
         if self.kept is not None:
-            self.kept.append(policy.log_softmax(-1).gather(-1, tokens[:, None])[:, 0])
+            taken = policy.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+            self.kept.append(torch.zeros_like(taken) if self.certain else taken)
         self.next += 1
         return self.with_twins(tokens)
+
+    def _uniform(self, rows: int) -> Tensor:
+        if self.uniform is not None:
+            return self.uniform[:, self.next]
+        return torch.rand(rows, generator=self.rng, device=self.rng.device, dtype=torch.float64)
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         rows = shape[0] // 2 if self.twins else shape[0]
