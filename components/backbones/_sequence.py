@@ -35,7 +35,7 @@ class SequenceModel(Backbone):
     def __init__(self, shape: SequenceShape, cache_shape: tuple[int, int, int], rope_base: float, axes: int) -> None:
         """`cache_shape`: depth, kv_heads, channels of a head."""
         super().__init__()
-        self.shape, self.cache_shape = shape, cache_shape
+        self.shape, self.cache_shape, self.rope_base, self.axes = shape, cache_shape, rope_base, axes
         cos, sin = _rope.table(coordinates(shape, axes), cache_shape[-1], rope_base)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
