@@ -15,18 +15,21 @@ import torch
 
 from components import artifact, registry
 from components.data.batches import TokenBatches
-from components.interfaces import Generator, Silent, TokenSpec
+from components.generators._schedules import SHARES
+from components.interfaces import Autoregressive, Generator, Parallel, Silent, TokenSpec
 from components.training.config import Train
 from components.training.trainer import train
 
 SPEC, CLASSES = TokenSpec((7,), 5, "sequence"), 3
 BACKBONE = {"type": "transformer", "depth": 2, "width": 32, "heads": 4}
-CONFIGS = {"next_token": {"type": "next_token", "backbone": BACKBONE, "head": {"type": "categorical"}}}
+ALL = {
+    name: {"type": name, "backbone": BACKBONE, "head": {"type": "categorical"}} for name in registry.names(Generator)
+}
 
 
 def build(name: str, spec: TokenSpec = SPEC, classes: int = CLASSES, **config: object) -> Generator:
     torch.manual_seed(0)
-    generator = registry.build(Generator, CONFIGS[name] | config, spec, classes).eval()
+    generator = registry.build(Generator, ALL[name] | config, spec, classes).eval()
     for parameter in generator.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.1)
     return generator
@@ -38,8 +41,75 @@ def batch(rows: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, torch.arange(rows) % (CLASSES + 1)  # the null class too
 
 
-@pytest.mark.parametrize("name", registry.names(Generator))
+def of_kind(kind: type[Generator]) -> list[str]:
+    return [name for name in ALL if issubclass(registry.lookup(Generator, name), kind)]
+
+
+@pytest.mark.parametrize("name", ALL)
 class TestGeneratorContract:
+    """What holds for every generator."""
+
+    @pytest.mark.parametrize("rows", [1, 2, 7])
+    def test_losses_are_finite_and_train_everything(self, name: str, rows: int) -> None:
+        generator = build(name)
+        tokens, labels = batch(rows)
+        losses = generator({"tokens": tokens, "labels": labels})
+        assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())
+        losses["loss"].backward()
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in generator.parameters())
+
+    def test_the_same_seed_gives_the_same_loss(self, name: str) -> None:
+        generator = build(name).train()
+        tokens, labels = batch()
+        found = []
+        for seed in (3, 3, 4):
+            torch.manual_seed(seed)
+            found.append(float(generator({"tokens": tokens, "labels": labels})["loss"]))
+        assert found[0] == found[1]
+        assert found[0] != found[2]  # dropout of conditions, at least
+
+    def test_the_label_matters(self, name: str) -> None:
+        generator = build(name)
+        tokens, _ = batch(1)
+        found = []
+        for label in range(4):
+            torch.manual_seed(0)
+            found.append(float(generator({"tokens": tokens, "labels": torch.tensor([label])})["loss"]))
+        assert all(abs(a - b) > 1e-5 for a, b in itertools.combinations(found, 2))
+
+    def test_saved_and_loaded_it_is_the_same(self, name: str, tmp_path: Path) -> None:
+        generator = build(name)
+        spec = registry.resolve(Generator, ALL[name])
+        artifact.save(tmp_path, Generator, spec.dump(), (SPEC, CLASSES), generator)
+        loaded = artifact.load(tmp_path, Generator)
+        tokens, labels = batch()
+        found = []
+        for model in (generator, loaded):
+            torch.manual_seed(0)
+            found.append(model({"tokens": tokens, "labels": labels})["loss"])
+        assert torch.equal(*found)
+
+    def test_it_learns_what_is_certain(self, name: str) -> None:
+        generator = build(name).train()
+        tokens = torch.tensor([[0, 1, 2, 3, 4], [6, 5, 4, 3, 2], [1, 1, 1, 1, 1]]).repeat(8, 1)
+        labels = torch.arange(3).repeat(8)
+        optimizer = torch.optim.AdamW(generator.parameter_groups(), lr=3e-3)
+        torch.manual_seed(0)
+        for _ in range(90):
+            optimizer.zero_grad()
+            generator({"tokens": tokens, "labels": labels})["loss"].backward()
+            optimizer.step()
+        assert generator.eval()({"tokens": tokens, "labels": labels})["bits_per_token"] < 0.15
+
+    def test_positions_of_several_codes(self, name: str) -> None:
+        spec = TokenSpec((3, 4), 3, "sequence")
+        generator = build(name, spec, head={"type": "factorised"})
+        tokens = torch.stack([torch.randint(size, (6, 3)) for size in (3, 4)], -1).flatten(1)
+        assert generator({"tokens": tokens, "labels": torch.arange(6) % 4})["loss"].isfinite()
+
+
+@pytest.mark.parametrize("name", of_kind(Autoregressive))
+class TestAutoregressiveContract:
     @torch.no_grad()
     def test_sampling_sees_the_distribution_that_training_learns(self, name: str) -> None:
         generator = build(name)
@@ -60,41 +130,122 @@ class TestGeneratorContract:
             total = generator.log_probs(every, torch.full((len(every),), label)).sum(1).double().exp().sum()
             assert total == pytest.approx(1.0, abs=1e-5)
 
-    def test_the_loss_is_the_mean_of_log_probs_and_trains_everything(self, name: str) -> None:
+    @torch.no_grad()
+    def test_a_rewound_state_has_forgotten(self, name: str) -> None:
+        """What drafts need: several positions in one call, some of them taken back."""
         generator = build(name)
         tokens, labels = batch()
-        losses = generator({"tokens": tokens, "labels": labels})
-        expected = -generator.log_probs(tokens, labels).mean().detach()
-        torch.testing.assert_close(losses["loss"], expected)
-        assert float(losses["bits_per_token"]) == pytest.approx(float(expected) / math.log(2))
-        losses["loss"].backward()
-        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in generator.parameters())
+        codes = tokens[..., None]
+        _, state = generator.begin(labels)
+        before = state.position
+        generator.extend(codes[:, :1], state)
+        generator.extend(codes.flip(1)[:, :3], state)
+        state.rewind(before + 1)
+        found = generator.extend(codes[:, 1:4], state)
+        _, fresh = generator.begin(labels)
+        torch.testing.assert_close(found, generator.extend(codes[:, :4], fresh)[:, 1:], atol=1e-5, rtol=1e-5)
 
-    def test_the_label_matters(self, name: str) -> None:
-        generator = build(name)
-        tokens, _ = batch(1)
-        rows = generator.log_probs(tokens.expand(4, -1), torch.arange(4))
-        assert all((a - b).abs().max() > 1e-4 for a, b in itertools.combinations(rows, 2))
 
-    def test_saved_and_loaded_it_is_the_same(self, name: str, tmp_path) -> None:
+@pytest.mark.parametrize("name", of_kind(Parallel))
+class TestParallelContract:
+    @torch.no_grad()
+    def test_hidden_codes_are_not_looked_at_and_known_ones_are(self, name: str) -> None:
         generator = build(name)
-        spec = registry.resolve(Generator, CONFIGS[name])
-        artifact.save(tmp_path, Generator, spec.dump(), (SPEC, CLASSES), generator)
         tokens, labels = batch()
-        assert torch.equal(
-            artifact.load(tmp_path, Generator).log_probs(tokens, labels), generator.log_probs(tokens, labels)
-        )
+        codes, known = tokens[..., None], torch.tensor([True, False, True, False, False]).expand(6, -1)
+        expected = generator.predict(codes, known, labels)
+        others = torch.where(known[..., None], codes, (codes + 1) % 7)
+        assert torch.equal(generator.predict(others, known, labels), expected)
+        changed = codes.clone()
+        changed[:, 2] = (changed[:, 2] + 1) % 7
+        assert (generator.predict(changed, known, labels) - expected).abs().amax((1, 2)).min() > 1e-4
+        assert generator.predict(codes[:0], known[:0], labels[:0]).shape == (0, 5, 32)
 
-    def test_it_learns_what_is_certain(self, name: str) -> None:
-        generator = build(name).train()
-        tokens = torch.tensor([[0, 1, 2, 3, 4], [6, 5, 4, 3, 2], [1, 1, 1, 1, 1]]).repeat(8, 1)
-        labels = torch.arange(3).repeat(8)
-        optimizer = torch.optim.AdamW(generator.parameter_groups(), lr=3e-3)
-        for _ in range(60):
-            optimizer.zero_grad()
-            generator({"tokens": tokens, "labels": labels})["loss"].backward()
-            optimizer.step()
-        assert generator.eval()({"tokens": tokens, "labels": labels})["bits_per_token"] < 0.1
+
+def test_the_loss_of_next_token_is_the_mean_of_log_probs() -> None:
+    generator = build("next_token")
+    tokens, labels = batch()
+    losses = generator({"tokens": tokens, "labels": labels})
+    expected = -generator.log_probs(tokens, labels).mean().detach()
+    torch.testing.assert_close(losses["loss"], expected)
+    assert float(losses["bits_per_token"]) == pytest.approx(float(expected) / math.log(2))
+
+
+class TestMasked:
+    def test_as_many_positions_are_hidden_as_the_schedule_says_each_as_often(self) -> None:
+        generator = build("masked", TokenSpec((7,), 20, "sequence"), schedule="linear")
+        torch.manual_seed(0)
+        hidden = generator.hide(20_000, torch.device("cpu"))
+        counts = hidden.sum(1)
+        assert counts.min() == 1 and counts.max() == 20
+        assert torch.bincount(counts, minlength=21)[1:].float().std() < 100  # uniform: 1,000 of each, std 31
+        assert (hidden.float().mean(0) - hidden.float().mean()).abs().max() < 0.02
+
+    @pytest.mark.parametrize("schedule", ["cosine", "linear", "square", "truncated_normal"])
+    def test_schedules_fall_from_all_to_few(self, schedule: str) -> None:
+        shares = SHARES[schedule](torch.linspace(0, 1, 101, dtype=torch.float64))
+        assert float(shares[0]) == pytest.approx(1)
+        assert float(shares[-1]) == pytest.approx(0.7 if schedule == "truncated_normal" else 0, abs=1e-6)
+        assert (shares.diff() <= 0).all()
+
+    def test_the_truncated_normal_is_one(self) -> None:
+        from scipy.stats import truncnorm
+
+        u = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+        expected = truncnorm((0.7 - 1) / 0.25, 0, loc=1, scale=0.25).isf(u.numpy())
+        torch.testing.assert_close(SHARES["truncated_normal"](u), torch.from_numpy(expected), atol=1e-6, rtol=1e-6)
+
+    def test_the_loss_is_that_of_hidden_positions_only(self) -> None:
+        generator = build("masked")
+        tokens, labels = batch()
+        torch.manual_seed(5)
+        found = generator({"tokens": tokens, "labels": labels})["loss"]
+        torch.manual_seed(5)
+        hidden = generator.hide(len(tokens), tokens.device)
+        states = generator.predict(tokens[..., None], ~hidden, labels)
+        expected = -generator.head(states).log_softmax(-1).gather(-1, tokens[..., None])[..., 0][hidden].mean()
+        torch.testing.assert_close(found, expected)
+
+
+class TestMaskedDiffusion:
+    SPEC = TokenSpec((3,), 3, "sequence")
+
+    @torch.no_grad()
+    def test_the_loss_estimates_the_bound(self) -> None:
+        generator = build("masked_diffusion", self.SPEC)
+        tokens = torch.tensor([[0, 2, 1]])
+        exact = generator.exact_bound(tokens, torch.tensor([1]))
+        torch.manual_seed(0)
+        draws = generator.bound(tokens.expand(40_000, -1), torch.ones(40_000, dtype=torch.long))
+        error = float(draws.std()) / 200  # of the mean, were the draws independent; stratified they vary less
+        assert float(draws.mean()) == pytest.approx(float(exact), abs=4 * error)
+
+    @torch.no_grad()
+    def test_the_bound_is_above_the_likelihood_in_a_random_order(self) -> None:
+        """Filling in one by one in a random order is what many steps of sampling do; its likelihood is enumerated."""
+        generator = build("masked_diffusion", self.SPEC)
+        tokens = torch.tensor(list(itertools.product(range(3), repeat=3)))
+        labels = torch.ones(len(tokens), dtype=torch.long)
+        likelihood = torch.zeros(len(tokens))
+        orders = list(itertools.permutations(range(3)))
+        for order in orders:
+            known, log_p = torch.zeros(len(tokens), 3, dtype=torch.bool), torch.zeros(len(tokens))
+            for position in order:
+                states = generator.predict(tokens[..., None], known, labels)[:, position]
+                log_p += generator.head(states).log_softmax(-1).gather(-1, tokens[:, position, None])[:, 0]
+                known[:, position] = True
+            likelihood += log_p.exp() / len(orders)
+        assert float(likelihood.sum()) == pytest.approx(1, abs=1e-5)
+        bound = generator.exact_bound(tokens, labels)
+        assert (bound >= -likelihood.log() - 1e-5).all()
+        assert (bound + likelihood.log()).max() > 1e-3  # and it is a bound, not the thing
+
+    @torch.no_grad()
+    def test_what_is_known_costs_nothing(self) -> None:
+        generator = build("masked_diffusion")
+        tokens, labels = batch()
+        nats = generator.nats(tokens[..., None], torch.ones(6, 5, dtype=torch.bool), labels)
+        assert torch.equal(nats, torch.zeros(6, 5))
 
 
 class TestLabelDropout:
@@ -163,7 +314,7 @@ class TestStage:
             folder.mkdir()
             np.save(folder / "part-00000-000.tokens.npy", sentences[labels].astype(np.uint8))
             np.save(folder / "part-00000-000.labels.npy", labels)
-        section = registry.resolve(Generator, CONFIGS["next_token"]).dump() | {"train": self.TRAIN}
+        section = registry.resolve(Generator, ALL["next_token"]).dump() | {"train": self.TRAIN}
         recipe = {"seed": 0, "mixture": None, "generator": section}
         return output, generator.body(StageContext(run, "generator", recipe, output, work))
 

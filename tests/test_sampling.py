@@ -217,15 +217,56 @@ class TestRules:
         assert not Typical(0.5)(TopK(3)(self.logits)).isnan().any()
 
 
-@pytest.mark.parametrize("name", registry.names(Sampler))
+#: a generator each sampler draws from, and one it does not
+SUITED = {
+    "ancestral": ("next_token", "masked"),
+    "masked_schedule": ("masked", "next_token"),
+    "unmasking": ("masked_diffusion", "next_token"),
+}
+
+
+@pytest.mark.parametrize("name", SUITED)
 class TestSamplerContract:
-    def test_shape_range_and_reproducibility(self, name: str, generator) -> None:
-        sampler = registry.build(Sampler, {"type": name})
-        tokens = sampler.sample(generator, LABELS, rng())
+    @pytest.mark.parametrize("guidance", [1.0, 2.0])
+    def test_shape_range_and_reproducibility(self, name: str, guidance: float) -> None:
+        model, sampler = build(SUITED[name][0]), registry.build(Sampler, {"type": name, "guidance": guidance})
+        tokens = sampler.sample(model, LABELS, rng())
         assert (tokens.shape, tokens.dtype) == ((len(LABELS), SPEC.length), torch.int64)
         assert ((tokens >= 0) & (tokens < SPEC.vocabulary)).all()
-        assert torch.equal(tokens, sampler.sample(generator, LABELS, rng()))
-        assert not tokens.requires_grad
+        assert torch.equal(tokens, sampler.sample(model, LABELS, rng()))
+        assert not torch.equal(tokens, sampler.sample(model, LABELS, rng(1)))
+        assert not tokens.requires_grad and not tokens.is_inference()
+
+    @pytest.mark.parametrize("head", ["factorised", "channel_autoregressive"])
+    def test_positions_of_several_codes(self, name: str, head: str) -> None:
+        spec = TokenSpec((3, 4), 5, "sequence")
+        inner = {"depth": 1, "inner_width": 16, "heads": 2} if head == "channel_autoregressive" else {}
+        model = build(SUITED[name][0], spec, head={"type": head, **inner})
+        tokens = registry.build(Sampler, {"type": name, "guidance": 1.5}).sample(model, LABELS, rng())
+        assert (tokens.view(6, 5, 2) < torch.tensor([3, 4])).all()
+
+    def test_no_rows_are_no_samples(self, name: str) -> None:
+        tokens = registry.build(Sampler, {"type": name}).sample(build(SUITED[name][0]), LABELS[:0], rng())
+        assert tokens.shape == (0, SPEC.length)
+
+    def test_guidance_0_does_not_know_the_label(self, name: str) -> None:
+        model, sampler = build(SUITED[name][0]), registry.build(Sampler, {"type": name, "guidance": 0.0})
+        zeros, ones = (sampler.sample(model, torch.full((8,), label), rng()) for label in (0, 1))
+        assert torch.equal(zeros, ones)
+
+    def test_another_kind_of_generator_is_refused_by_name(self, name: str) -> None:
+        with pytest.raises(ValueError, match="choose another 'sampling.type'"):
+            registry.build(Sampler, {"type": name}).sample(build(SUITED[name][1]), LABELS, rng())
+
+    def test_dropout_is_off(self, name: str) -> None:
+        backbone = {"type": "transformer", "depth": 1, "width": 16, "heads": 2, "dropout": 0.5}
+        noisy, sampler = build(SUITED[name][0], backbone=backbone).train(), registry.build(Sampler, {"type": name})
+        assert torch.equal(sampler.sample(noisy, LABELS, rng()), sampler.sample(noisy, LABELS, rng()))
+        assert noisy.training
+
+
+def test_every_sampler_has_a_generator_to_be_tested_with() -> None:
+    assert set(registry.names(Sampler)) == set(SUITED)
 
 
 class TestAncestral:

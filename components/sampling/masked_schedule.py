@@ -1,0 +1,91 @@
+"""MaskGIT's sampling: everything at once, then keep what is surest and ask again.
+
+1. In each of `steps` calls all hidden positions are drawn; of these the surest stay, so many that gamma(progress) of all
+   positions are hidden afterwards (at least one is settled a call; a sample of N positions takes at most N calls).
+2. How sure: the log-probability of what was drawn, plus Gumbel noise times `randomness` * (1 - progress).
+3. Settled positions never change. Guidance and rules are the engine's; guidance may grow with the share that is known.
+
+With one position a call and `randomness` without bound this is sampling in a random order.
+Deliberately absent: remasking of what is settled. Source: Chang et al. 2022, https://arxiv.org/abs/2202.04200,
+section 3.2; the noise is that of the released code.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from components.generators._schedules import SHARES
+from components.interfaces import Generator, Parallel, Sampler
+from components.sampling._parallel import Canvas
+from components.sampling._policy import Guidance, Policy
+from components.sampling._suited import suited
+from components.sampling.rules import Greedy, Rule, Temperature, TopK, TopP
+
+
+class MaskedSchedule(Sampler):
+    """
+    >>> MaskedSchedule(steps=4, schedule="linear").counts(10)
+    [7, 5, 2, 0]
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: Annotated[int, Field(ge=1)] = 16,
+        schedule: Literal["cosine", "linear", "square"] = "cosine",
+        randomness: Annotated[float, Field(ge=0)] = 4.5,
+        temperature: Annotated[float, Field(ge=0)] = 1.0,
+        top_k: Annotated[int, Field(ge=0)] = 0,
+        top_p: Annotated[float, Field(gt=0, le=1)] = 1.0,
+        guidance: Annotated[float, Field(ge=0)] = 1.0,
+        guidance_curve: Literal["constant", "linear", "power_cosine"] = "constant",
+    ) -> None:
+        self.steps, self.schedule, self.randomness = steps, schedule, randomness
+        self.guidance = Guidance(guidance, guidance_curve)
+        rules: list[Rule | None] = [
+            (Greedy() if temperature == 0 else Temperature(temperature)) if temperature != 1 else None,
+            TopK(top_k) if top_k else None,
+            TopP(top_p) if top_p < 1 else None,
+        ]
+        self.rules = tuple(rule for rule in rules if rule is not None)
+
+    def counts(self, positions: int) -> list[int]:
+        """How many positions are hidden after each call, down to 0."""
+        share = SHARES[self.schedule]
+        found: list[int] = []
+        for step in range(1, self.steps + 1):
+            progress = torch.tensor(step / self.steps, dtype=torch.float64)
+            wanted = int((share(progress) * positions + 1e-9).floor()) if step < self.steps else 0
+            found.append(max(0, min(wanted, (found[-1] if found else positions) - 1)))
+            if not found[-1]:
+                break
+        return found
+
+    def sample(self, generator: Generator, condition: Tensor, rng: torch.Generator) -> Tensor:
+        model = suited(self, generator, Parallel)
+        policy = Policy(rng, self.rules, self.guidance)
+        canvas = Canvas(model, condition, policy)
+        rows, positions = canvas.known.shape
+        hidden_now = positions
+        for hidden_next in self.counts(positions) if rows else []:
+            progress = 1 - hidden_now / positions
+            wanted = ~canvas.known
+            codes, log_probs = canvas.draw(canvas.predict(), wanted, progress)
+            sure = log_probs + self.randomness * hidden_next / positions * _gumbel(log_probs.shape, rng)
+            keep = sure.view(rows, hidden_now).topk(hidden_now - hidden_next, -1).indices
+            where = wanted.nonzero()[:, 1].view(rows, hidden_now).gather(1, keep)  # [B, settled]
+            drawn = codes.view(rows, hidden_now, -1)
+            index = keep[..., None].expand(-1, -1, drawn.shape[-1])
+            canvas.codes.scatter_(1, where[..., None].expand_as(index), drawn.gather(1, index))
+            canvas.known.scatter_(1, where, True)
+            hidden_now = hidden_next
+        return canvas.tokens()
+
+
+def _gumbel(shape: torch.Size, rng: torch.Generator) -> Tensor:
+    uniform = torch.rand(shape, generator=rng, device=rng.device, dtype=torch.float64)
+    return -(-uniform.clamp(min=1e-300).log()).log().float()
