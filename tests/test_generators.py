@@ -171,6 +171,63 @@ def test_the_loss_of_next_token_is_the_mean_of_log_probs() -> None:
     assert float(losses["bits_per_token"]) == pytest.approx(float(expected) / math.log(2))
 
 
+class TestRandomOrder:
+    SPEC = TokenSpec((3,), 3, "sequence")
+    EVERY = torch.tensor(list(itertools.product(range(3), repeat=3)))
+
+    @torch.no_grad()
+    def test_every_order_is_a_distribution_and_most_are_different_ones(self) -> None:
+        model, labels = build("random_order", self.SPEC), torch.ones(27, dtype=torch.long)
+        found = []
+        for order in itertools.permutations(range(3)):
+            log_p = model.log_probs(self.EVERY, labels, torch.tensor(order).expand(27, -1)).sum(1)
+            assert float(log_p.double().exp().sum()) == pytest.approx(1, abs=1e-5)
+            found.append(log_p)
+        assert (found[0] - found[-1]).abs().max() > 1e-3
+
+    @torch.no_grad()
+    def test_sampling_in_an_order_sees_the_likelihood_of_that_order(self) -> None:
+        model = build("random_order")
+        tokens, labels = batch()
+        torch.manual_seed(0)
+        order = torch.rand(6, 5).argsort(1)
+        expected = model.log_probs(tokens, labels, order)
+        codes = tokens.gather(1, order)[..., None]  # in the order of generation
+        hidden, state = model.begin(labels, order=order)
+        assert torch.equal(model.arrange(codes, state)[..., 0], tokens)
+        found = []
+        for position in range(5):
+            found.append(model.head(hidden).log_softmax(-1).gather(-1, codes[:, position])[:, 0])
+            if position < 4:
+                hidden = model.extend(codes[:, position : position + 1], state)[:, -1]
+        torch.testing.assert_close(torch.stack(found, 1), expected.gather(1, order), atol=1e-5, rtol=1e-5)
+
+    def test_orders_become_plain_step_by_step(self) -> None:
+        model = build("random_order", anneal_from=10, anneal_to=20).train()
+        shares = []
+        for step in range(22):
+            shares.append(float(model.randomness))
+            model.after_step(step)
+        assert shares[:11] == [1.0] * 11
+        assert shares[15] == pytest.approx(0.5)
+        assert shares[20:] == [0.0, 0.0]
+        torch.manual_seed(0)
+        model.randomness.fill_(0.5)
+        orders = model.draw_order(4000, torch.device("cpu"))
+        assert (orders.sort(1).values == torch.arange(5)).all()
+        assert (orders == torch.arange(5)).all(1).float().mean() == pytest.approx(0.5 + 0.5 / 120, abs=0.03)
+
+    def test_without_randomness_training_sees_the_likelihood(self) -> None:
+        model = build("random_order", anneal_from=0, anneal_to=0, condition_dropout=0).train()
+        tokens, labels = batch()
+        loss = model({"tokens": tokens, "labels": labels})["loss"]
+        torch.testing.assert_close(loss, -model.log_probs(tokens, labels).mean())
+
+    def test_annealing_backwards_is_refused(self) -> None:
+        with pytest.raises(registry.ComponentError, match="anneal_from"):
+            build("random_order", anneal_from=5, anneal_to=4)
+
+
 class TestMasked:
     def test_as_many_positions_are_hidden_as_the_schedule_says_each_as_often(self) -> None:
         generator = build("masked", TokenSpec((7,), 20, "sequence"), schedule="linear")

@@ -23,7 +23,7 @@ class Canvas:
         null = generator.conditioner.null(condition) if policy.twins else None
         self.condition = condition if null is None else torch.cat([condition, null])
         self.packed = Packed.of(generator)
-        policy.keep_log_probs()
+        policy.keep_confidence()
 
     def predict(self) -> Tensor:
         """One call of the network: hidden states of all positions, [B or 2 B, N, W]"""
@@ -32,12 +32,12 @@ class Canvas:
             return self.generator.predict(twice(self.codes), twice(self.known), self.condition)
 
     def draw(self, hidden: Tensor, wanted: Tensor, progress: float) -> tuple[Tensor, Tensor]:
-        """Codes [M, G] for the M positions that are `wanted` [B, N] bool, row by row, and their log-probabilities [M]."""
+        """Codes [M, G] for the M positions that are `wanted` [B, N] bool, row by row, and how sure the model is of them [M]."""
         self.policy.at(progress)
         with sampling_mode(self.generator, self.packed):
             chosen = hidden[self.policy.with_twins(wanted)]
             codes = self.generator.head.sample(chosen, self.policy)[: int(wanted.sum())]
-            return codes, self.policy.log_probs().sum(-1)
+            return codes, self.policy.confidence().sum(-1)
 
     def tokens(self) -> Tensor:
         """[B, L]"""

@@ -51,6 +51,10 @@ def invert(logits: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, point, right=True)[:, 0]
 
 
+def _log_prob(logits: Tensor, tokens: Tensor) -> Tensor:
+    return logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+
+
 class Policy:
     """Draws the codes of a position, one call a code. With guidance every row has an unconditional twin in the second half
     of what a head hands over, and both get the token that the row draws."""
@@ -67,6 +71,7 @@ class Policy:
         self.scale, self.next, self.first = guidance.scale, 0, 0
         self.drawn: Tensor | None = None
         self.kept: list[Tensor] | None = None
+        self.sure: list[Tensor] | None = None
 
     @property
     def twins(self) -> bool:
@@ -89,18 +94,25 @@ class Policy:
         kept, self.kept = self.kept, []
         return torch.stack(kept, -1)
 
-    def logits(self, logits: Tensor) -> Tensor:
-        """[R or 2 R, V] -> those of the policy [R, V], float32"""
-        merged = guide(logits, self.scale) if self.twins else logits
-        history = None if self.drawn is None else self.drawn[..., self.next - self.first]
-        return apply(merged.float(), self.rules, history)
+    def keep_confidence(self) -> None:
+        self.sure = []
+
+    def confidence(self) -> Tensor:
+        """[R, G] in nats of the codes drawn since the last time, under the guided model before any rule."""
+        assert self.sure is not None, "keep_confidence() was not called"
+        sure, self.sure = self.sure, []
+        return torch.stack(sure, -1)
 
     def __call__(self, logits: Tensor) -> Tensor:
-        policy = self.logits(logits)
+        model = (guide(logits, self.scale) if self.twins else logits).float()  # [R, V]
+        history = None if self.drawn is None else self.drawn[..., self.next - self.first]
+        policy = apply(model, self.rules, history)
         tokens = policy.argmax(-1) if self.certain else invert(policy, self._uniform(len(policy)))
         if self.kept is not None:
-            taken = policy.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+            taken = _log_prob(policy, tokens)
             self.kept.append(torch.zeros_like(taken) if self.certain else taken)
+        if self.sure is not None:
+            self.sure.append(_log_prob(model, tokens))
         self.next += 1
         return self.with_twins(tokens)
 

@@ -2,7 +2,7 @@
 
 1. In each of `steps` calls all hidden positions are drawn; of these the surest stay, so many that gamma(progress) of all
    positions are hidden afterwards (at least one is settled a call; a sample of N positions takes at most N calls).
-2. How sure: the log-probability of what was drawn, plus Gumbel noise times `randomness` * (1 - progress).
+2. How sure: the log-probability of what was drawn (before any rule), plus Gumbel noise times `randomness` * (1 - progress).
 3. Settled positions never change. Guidance and rules are the engine's; guidance may grow with the share that is known.
 
 With one position a call and `randomness` without bound this is sampling in a random order.
@@ -74,8 +74,8 @@ class MaskedSchedule(Sampler):
         for hidden_next in self.counts(positions) if rows else []:
             progress = 1 - hidden_now / positions
             wanted = ~canvas.known
-            codes, log_probs = canvas.draw(canvas.predict(), wanted, progress)
-            sure = log_probs + self.randomness * hidden_next / positions * _gumbel(log_probs.shape, rng)
+            codes, confidence = canvas.draw(canvas.predict(), wanted, progress)
+            sure = confidence + self.randomness * hidden_next / positions * _gumbel(confidence.shape, rng)
             keep = sure.view(rows, hidden_now).topk(hidden_now - hidden_next, -1).indices
             where = wanted.nonzero()[:, 1].view(rows, hidden_now).gather(1, keep)  # [B, settled]
             drawn = codes.view(rows, hidden_now, -1)
