@@ -274,8 +274,12 @@ class Trainable(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:  # pragma: no cover - interface
         raise NotImplementedError
 
+    def before_step(self, step: int) -> None:
+        """Called by the trainer before the forwards of a step; there are several where a batch is taken in parts."""
+
     def after_step(self, step: int) -> None:
-        """Called by the trainer after each optimizer step (codebook revival, target networks)."""
+        """Called by the trainer after each optimizer step (codebook revival, target networks); not after one that was left
+        out."""
 
 
 class FeatureExtractor(Trainable):
@@ -296,7 +300,10 @@ class FeatureExtractor(Trainable):
 
 
 class Quantizer(nn.Module, ABC):
-    """Latents [B, N, D] <-> codes [B, N, G]. Constructor: `(dim, *, config)`."""
+    """Latents [B, N, D] <-> codes [B, N, G]. Constructor: `(dim, *, config)`.
+
+    `forward` only looks; what follows from it (moving averages, revival, counts) happens in `after_step`, so that a step
+    that is left out leaves no trace. Everything seen between `before_step` and `after_step` counts."""
 
     family: ClassVar[str] = "components.quantizers"
     codebook_sizes: tuple[int, ...]  # one entry per code of a latent (length G)
@@ -306,10 +313,104 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
-        """[B, N, G] int64 -> [B, N, D]; equals `forward(...).latents` for the codes it returned."""
+        """[B, N, G] int64 in range -> [B, N, D]; equals `forward(...).latents` for the codes it returned."""
+
+    @abstractmethod
+    def statistics(self) -> dict[str, float]:
+        """How the codebooks were used in recent training: `usage` (share of codes in use, mean over codebooks),
+        `perplexity` (mean over codebooks) and `dead_codes` (of all codebooks)."""
+
+    def before_step(self, step: int) -> None:
+        """Forgets what an unfinished step has left."""
 
     def after_step(self, step: int) -> None:
-        """Revival of dead codes and the like; called once an optimizer step."""
+        """Called once an optimizer step."""
+
+
+class Codebook(nn.Module, ABC):
+    """K codes of D numbers, and how they learn. Constructor: `(size, dim, *, config)`."""
+
+    family: ClassVar[str] = "components.quantizers.codebooks"
+
+    @abstractmethod
+    def table(self) -> Tensor:
+        """The codes that are in force, [K, D], with gradient where they have one"""
+
+    def losses(self, latents: Tensor, quantized: Tensor) -> dict[str, Tensor]:
+        """What pulls codes to latents, both [M, D], where that is a loss"""
+        return {}
+
+    @abstractmethod
+    def fill(self, latents: Tensor) -> None:
+        """Looks at the latents [M, D] of a training batch before they are assigned, to start from them"""
+
+    @abstractmethod
+    def update(self, latents: Tensor, codes: Tensor, counts: Tensor) -> None:
+        """After a step: this process's latents [M, D] and codes [M], and the moving counts of use of all, [K]"""
+
+    @abstractmethod
+    def replace(self, which: Tensor, latents: Tensor, count: Tensor) -> None:
+        """The codes that `which` [K] marks take the place of these latents [n, D], as if each had been used `count` times"""
+
+
+class Initialization(ABC):
+    """The first codes. Constructor: `(*, config)`."""
+
+    family: ClassVar[str] = "components.quantizers.initializations"
+    waits: ClassVar[bool]  # for the first batch of latents
+
+    @abstractmethod
+    def __call__(self, size: int, dim: int, latents: Tensor | None) -> Tensor:
+        """[K, D]; the same on all processes"""
+
+
+class Assignment(ABC):
+    """Which code a latent gets. Constructor: `(*, config)`."""
+
+    family: ClassVar[str] = "components.quantizers.assignments"
+
+    @abstractmethod
+    def prepare(self, vectors: Tensor) -> Tensor:
+        """Latents or codes [..., D] -> as they are compared, with gradient"""
+
+    @abstractmethod
+    def nearest(self, latents: Tensor, table: Tensor) -> Tensor:
+        """Prepared latents [M, D] and codes [K, D] -> [M] int64"""
+
+    @abstractmethod
+    def logits(self, latents: Tensor, table: Tensor) -> Tensor:
+        """The same -> how near each code is, [M, K], with gradient"""
+
+
+class GradientEstimator(ABC):
+    """How a gradient comes through the choice of a code. Constructor: `(*, config)`."""
+
+    family: ClassVar[str] = "components.quantizers.gradients"
+
+    @abstractmethod
+    def __call__(self, latents: Tensor, table: Tensor, assignment: Assignment, training: bool) -> tuple[Tensor, Tensor]:
+        """Prepared latents [M, D] and codes [K, D] -> (codes [M], the vectors that go on, [M, D], equal to the table's rows
+        to the last bit)"""
+
+
+class Regularizer(ABC):
+    """A loss that shapes latents or codes. Constructor: `(*, config)`; its name in the losses is its file's."""
+
+    family: ClassVar[str] = "components.quantizers.regularizers"
+
+    @abstractmethod
+    def __call__(self, latents: Tensor, quantized: Tensor, table: Tensor, assignment: Assignment) -> Tensor:
+        """Latents and their codes' vectors [M, D], the table [K, D], all prepared -> a scalar, weighted"""
+
+
+class Revival(ABC):
+    """Which codes are given up. Constructor: `(*, config)`."""
+
+    family: ClassVar[str] = "components.quantizers.revivals"
+
+    @abstractmethod
+    def dead(self, counts: Tensor) -> Tensor:
+        """Moving counts of use [K] -> bool [K]"""
 
 
 class Tokenizer(Trainable):
@@ -589,15 +690,17 @@ class Metric(ABC):
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        Source, Transform, Mixture, FeatureExtractor, Quantizer, Tokenizer, Autoencoder, Backbone, Conditioner, Head,
+        Source, Transform, Mixture, FeatureExtractor, Quantizer, Codebook, Initialization, Assignment,
+        GradientEstimator, Regularizer, Revival, Tokenizer, Autoencoder, Backbone, Conditioner, Head,
         Generator, Sampler, PostTraining, Reward, Metric,
     )
 }  # fmt: skip
 
 __all__ = [
-    "KINDS", "MODALITIES", "Autoencoder", "Autoregressive", "Backbone", "Batches", "Broken", "Cache", "Conditioner",
-    "Draw", "EvaluationBatch", "FeatureExtractor", "Files", "Generator", "Head", "ImageFormat", "LatentSpec", "Map",
-    "Mask", "Metric", "Mixture", "MixtureData", "MixtureResult", "Modality", "Monitor", "Networks", "Parallel",
-    "Part", "PostTraining", "Quantized", "Quantizer", "Reward", "Sample", "Sampler", "SequenceShape", "Silent",
+    "KINDS", "MODALITIES", "Assignment", "Autoencoder", "Autoregressive", "Backbone", "Batches", "Broken", "Cache",
+    "Codebook", "Conditioner", "Draw", "EvaluationBatch", "FeatureExtractor", "Files", "Generator",
+    "GradientEstimator", "Head", "ImageFormat", "Initialization", "LatentSpec", "Map", "Mask", "Metric", "Mixture",
+    "MixtureData", "MixtureResult", "Modality", "Monitor", "Networks", "Parallel", "Part", "PostTraining",
+    "Quantized", "Quantizer", "Regularizer", "Revival", "Reward", "Sample", "Sampler", "SequenceShape", "Silent",
     "Sink", "Source", "Stored", "TokenSpec", "Tokenizer", "Trainable", "Transform", "Visible",
 ]  # fmt: skip

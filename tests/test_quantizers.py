@@ -9,20 +9,52 @@ import torch
 from torch import Tensor, nn
 
 from components import artifact, registry
-from components.interfaces import Quantizer
+from components.interfaces import (
+    Assignment,
+    Codebook,
+    GradientEstimator,
+    Initialization,
+    Quantizer,
+    Regularizer,
+)
 from components.quantizers._codebook import nearest, straight_through, usage
 from components.quantizers.fsq import FSQ
 from components.quantizers.vq import VQ
 
 DIM = 6
 #: a small configuration of each; one that is not here is tested with its defaults
-SMALL = {"vq": {"codebook_size": 16}, "fsq": {"levels": [5, 4, 3]}}
-every = pytest.mark.parametrize("name", registry.names(Quantizer))
+SMALL = {
+    "vq": {"codebook_size": 16},
+    "rvq": {"codebook_size": 16, "stages": 3},
+    "product": {"codebook_size": 16, "groups": 2},
+    "fsq": {"levels": [5, 4, 3]},
+    "lfq": {"bits": 4},
+    "bsq": {"bits": 6, "per_code": 3},
+    "grouped_lfq": {"bits": 3, "groups": 2},
+    "dimension_wise": {"bits": 3},
+}
+#: each quantizer, and vq with each of its parts
+CASES = {name: {"type": name, **SMALL.get(name, {})} for name in registry.names(Quantizer)}
+for _kind, _key in ((Codebook, "codebook"), (Assignment, "assignment"), (GradientEstimator, "gradient")):
+    for _part in registry.names(_kind):
+        _small = {"patch": 2, "width": 8, "heads": 2} if _part == "bridge" else {}
+        _without = {"revival": None} if _part in ("bridge", "linear_map") else {}
+        CASES[f"vq-{_part}"] = {**CASES["vq"], _key: {"type": _part, **_small}, **_without}
+for _part in registry.names(Regularizer):
+    CASES[f"vq-{_part}"] = {**CASES["vq"], "regularizers": [{"type": _part}]}
+for _part in registry.names(Initialization):
+    CASES[f"vq-{_part}"] = {**CASES["vq"], "codebook": {"type": "learned", "initialization": {"type": _part}}}
+CASES["ibq"] = CASES["vq"] | {
+    "codebook": {"type": "learned"},
+    "gradient": {"type": "index_backpropagation"},
+    "regularizers": [{"type": "commitment"}, {"type": "entropy"}],
+}
+every = pytest.mark.parametrize("name", CASES)
 
 
 def build(name: str) -> Quantizer:
     torch.manual_seed(0)
-    return registry.build(Quantizer, {"type": name, **SMALL.get(name, {})}, DIM)
+    return registry.build(Quantizer, CASES[name], DIM)
 
 
 def latents(batch: int = 4, n: int = 9, seed: int = 0) -> Tensor:
@@ -32,6 +64,7 @@ def latents(batch: int = 4, n: int = 9, seed: int = 0) -> Tensor:
 def trained(name: str, steps: int = 5) -> Quantizer:
     quantizer = build(name).train()
     for step in range(steps):
+        quantizer.before_step(step)
         quantizer(latents(16, seed=step))
         quantizer.after_step(step)
     return quantizer
@@ -118,7 +151,7 @@ def test_evaluation_changes_nothing(name):
 @every
 def test_saved_and_loaded(name, tmp_path):
     quantizer = trained(name).eval()
-    artifact.save(tmp_path, Quantizer, {"type": name, **SMALL.get(name, {})}, (DIM,), quantizer)
+    artifact.save(tmp_path, Quantizer, CASES[name], (DIM,), quantizer)
     loaded = artifact.load(tmp_path, Quantizer)
     result = loaded(latents(seed=3))
     assert torch.equal(result.codes, quantizer(latents(seed=3)).codes)
@@ -186,46 +219,82 @@ def test_fsq_refuses_two_levels():
 def test_vq_fills_its_codebook_from_the_first_good_batch():
     quantizer = VQ(DIM, codebook_size=16).train()
     quantizer(torch.full((2, 9, DIM), math.nan))
-    assert not quantizer.filled
+    assert not quantizer.codebook.filled
     first = latents()
     result = quantizer(first)
     rows = {tuple(row) for row in first.flatten(0, 1).tolist()}
-    assert quantizer.filled
-    assert all(tuple(code) in rows for code in quantizer.codebook.tolist())
+    assert quantizer.codebook.filled
+    assert all(tuple(code) in rows for code in quantizer.codebook.codes.tolist())
     assert torch.equal(quantizer.decode(result.codes), result.latents)
 
 
-def test_vq_codes_move_to_the_mean_of_their_latents():
-    quantizer = VQ(1, codebook_size=2, decay=0.5, revive_below=0.0).train()
-    quantizer.codebook.copy_(torch.tensor([[-1.0], [1.0]]))
-    quantizer.average.copy_(quantizer.codebook)
-    quantizer.filled.fill_(True)
+def test_codes_that_follow_move_to_the_mean_of_their_latents():
+    average = registry.resolve(Codebook, {"type": "moving_average", "decay": 0.5})
+    quantizer = VQ(1, codebook_size=2, codebook=average, revival=None).train()
+    quantizer.codebook.codes.copy_(torch.tensor([[-1.0], [1.0]]))
+    quantizer.codebook.sums.copy_(quantizer.codebook.codes)
+    quantizer.codebook.filled.fill_(True)
     for step in range(40):
         quantizer(torch.tensor([[[-3.0], [-2.0], [4.0], [5.0]]]))
         quantizer.after_step(step)
-    assert torch.allclose(quantizer.codebook, torch.tensor([[-2.5], [4.5]]), atol=1e-3)
+    assert torch.allclose(quantizer.codebook.codes, torch.tensor([[-2.5], [4.5]]), atol=1e-3)
 
 
 def test_vq_revives_codes_that_nothing_uses():
     quantizer = VQ(DIM, codebook_size=16).train()
     quantizer(latents())
     quantizer.after_step(0)
-    quantizer.codebook[:8] = 1e4  # nothing comes near
-    quantizer.average[:8] = 1e4
-    quantizer.counts[:8] = 0.0
+    quantizer.codebook.codes[:8] = 1e4  # nothing comes near
+    quantizer.codebook.sums[:8] = 1e4
+    quantizer.use.counts[:8] = 0.0
+    assert quantizer.statistics()["dead_codes"] == 8
     quantizer(latents())
     quantizer.after_step(1)
-    assert quantizer.codebook.abs().max() < 10
+    assert quantizer.codebook.codes.abs().max() < 10
     # eight at most without revival; which of them a new batch uses is chance (12 to 16 of 16 in 200 seeds)
     assert quantizer.eval()(latents(64)).codes.unique().numel() >= 12
 
 
-def test_vq_without_a_step_stays():
-    """A step that the trainer leaves out calls no `after_step`; the next one must not count its batch."""
-    once, twice = trained("vq"), trained("vq")
+@every
+def test_a_step_that_is_left_out_leaves_no_trace(name):
+    """The trainer then calls no `after_step`; the next step must not count its batch."""
+    once, twice = trained(name), trained(name)
+    twice.before_step(6)
     twice(latents(seed=50) * 100)
     for quantizer in (once, twice):
         torch.manual_seed(0)
+        quantizer.before_step(7)
         quantizer(latents(seed=51))
-        quantizer.after_step(6)
+        quantizer.after_step(7)
     assert all(torch.equal(tensor, twice.state_dict()[key]) for key, tensor in once.state_dict().items())
+
+
+@every
+def test_a_batch_in_parts_counts_as_the_batch(name):
+    """Accumulation: several forwards between before_step and after_step."""
+    whole, parts = trained(name), trained(name)
+    for quantizer, pieces in ((whole, [latents(16, seed=60)]), (parts, latents(16, seed=60).split(4))):
+        torch.manual_seed(0)
+        quantizer.before_step(9)
+        for piece in pieces:
+            quantizer(piece)
+        quantizer.after_step(9)
+    for key, tensor in whole.state_dict().items():
+        torch.testing.assert_close(tensor, parts.state_dict()[key], atol=1e-5, rtol=1e-5)
+
+
+@every
+def test_statistics_count_what_was_used(name):
+    quantizer = trained(name, 3)
+    found = quantizer.statistics()
+    assert 0 < found["usage"] <= 1
+    assert 1 <= found["perplexity"] <= max(quantizer.codebook_sizes) + 1e-6
+    assert 0 <= found["dead_codes"] <= sum(quantizer.codebook_sizes)
+    fixed = torch.zeros(4, 9, DIM)
+    for step in range(1500):  # one latent only, for ever: one code of each codebook is left
+        quantizer.before_step(step)
+        with torch.no_grad():
+            quantizer(fixed[:1, :1])
+        quantizer.after_step(step)
+    if name not in ("vq-gumbel",) and not any(part.revival for part in quantizer.modules() if isinstance(part, VQ)):
+        assert quantizer.statistics()["perplexity"] == pytest.approx(1, abs=0.01)

@@ -1,12 +1,13 @@
-"""What quantizers are composed of: precision, nearest-code search, the gradient estimator, losses, measures of use."""
+"""What quantizers are composed of: precision, nearest-code search, straight-through, entropy, measures of use."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-_CELLS = 1 << 24  # distances held at once by the search
+from components.training import distributed
+
+_CELLS = 1 << 20  # distances held at once by the search: a few megabytes, which caches hold
 
 
 def full_precision(latents: Tensor) -> torch.autocast:
@@ -16,12 +17,13 @@ def full_precision(latents: Tensor) -> torch.autocast:
 
 @torch.no_grad()
 def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the nearest code of each latent by Euclidean distance: [M, D], [K, D] -> [M] int64.
+    """Index of the nearest code of each latent by Euclidean distance, the first among equals: [M, D], [K, D] -> [M] int64.
 
     Works through the latents in pieces, so that the M x K matrix of distances is never there as a whole."""
     half_norms = 0.5 * codebook.square().sum(1)
-    rows = max(1, _CELLS // len(codebook))
-    found = [torch.addmm(half_norms, part, codebook.T, alpha=-1).argmin(1) for part in latents.split(rows)]
+    rows = max(16, _CELLS // len(codebook))
+    codes = codebook.T
+    found = [torch.addmm(half_norms, part, codes, alpha=-1).argmin(1) for part in latents.split(rows)]
     return torch.cat(found) if found else latents.new_empty(0, dtype=torch.long)
 
 
@@ -32,15 +34,25 @@ def straight_through(latents: Tensor, quantized: Tensor) -> Tensor:
     return quantized.detach() + (latents - latents.detach())
 
 
-def commitment(latents: Tensor, quantized: Tensor) -> Tensor:
-    """Pulls latents to their codes (van den Oord et al., 2017, https://arxiv.org/abs/1711.00937, eq. 3, third term)."""
-    return F.mse_loss(latents, quantized.detach())
+def entropy_loss(logits: Tensor) -> Tensor:
+    """[M, K] -> mean over the latents of the entropy of softmax(logits), minus the entropy of its mean, in nats."""
+    log_probs = logits.log_softmax(-1)
+    probabilities = log_probs.exp()
+    each = -(probabilities * log_probs).sum(-1).mean()
+    mean = probabilities.mean(0)
+    return each + (mean * mean.clamp(min=1e-12).log()).sum()
+
+
+def picked(latents: Tensor, n: int) -> Tensor:
+    """n latents of the global batch, with replacement, evenly from all processes and the same on each."""
+    share = -(-n // distributed.world())
+    return distributed.all_gather(latents[torch.randint(len(latents), (share,), device=latents.device)])[:n]
 
 
 @torch.no_grad()
 def usage(counts: Tensor) -> tuple[float, float]:
     """(share of the codebook that occurs, perplexity of the code distribution) of how often each code occurs, [K]."""
     shares = counts.double()
-    shares /= shares.sum().clamp(min=1)
-    entropy = -(shares * shares.clamp(min=1e-12).log()).sum()
+    shares /= shares.sum().clamp(min=1e-300)
+    entropy = -(shares * shares.clamp(min=1e-300).log()).sum()
     return float((shares > 0).double().mean()), float(entropy.exp())

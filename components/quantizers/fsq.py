@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from components.interfaces import Quantized, Quantizer
 from components.quantizers._codebook import full_precision, straight_through
+from components.quantizers._use import CodeUse
 
 Levels = Annotated[tuple[Annotated[int, Field(ge=3, le=256)], ...], Field(min_length=1)]
 
@@ -38,6 +39,7 @@ class FSQ(Quantizer):
         self.down, self.up = nn.Linear(dim, len(levels)), nn.Linear(len(levels), dim)
         counts = torch.tensor(levels)
         self.register_buffer("counts", counts, persistent=False)
+        self.use = CodeUse(self.codebook_sizes[0])
         self.register_buffer("basis", torch.cumprod(torch.cat([counts.new_ones(1), counts[:-1]]), 0), persistent=False)
 
     def bound(self, channels: Tensor) -> Tensor:
@@ -53,6 +55,8 @@ class FSQ(Quantizer):
             rounded = straight_through(bounded, bounded.round())
             half = self.counts // 2
             codes = ((rounded.detach() + half).round().long() * self.basis).sum(-1, keepdim=True)
+            if self.training:
+                self.use.see(codes)
             return Quantized(self.up(rounded / half), codes)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -60,3 +64,12 @@ class FSQ(Quantizer):
         levels = codes // self.basis % self.counts
         with full_precision(codes):
             return self.up((levels - half) / half)
+
+    def statistics(self) -> dict[str, float]:
+        return self.use.statistics()
+
+    def before_step(self, step: int) -> None:
+        self.use.forget()
+
+    def after_step(self, step: int) -> None:
+        self.use.take()

@@ -1,11 +1,17 @@
-"""Vector quantization with a codebook that follows its latents (van den Oord et al., 2017, arXiv:1711.00937, app. A.1).
+"""Vector quantization: each latent takes the nearest code of a codebook (van den Oord et al., 2017, arXiv:1711.00937).
 
-Mechanism: 1. each latent takes its nearest code; 2. the gradient passes straight through; 3. each code moves to the
-exponential average of the latents assigned to it, so the codebook has no gradient; 4. latents are pulled to their codes
-by the commitment loss; 5. a code that is used too rarely is replaced by a latent of the current batch (revival, Jukebox
-2020, arXiv:2005.00341), and the first batch fills the codebook. `forward` only looks: codes move in `after_step`, so a
-step that the trainer leaves out leaves no trace.
-Deliberately absent: the gradient-trained codebook of VQGAN, several codebooks, projections to a smaller code space.
+Its parts are chosen apart from each other, and each is a small class with its own paper:
+
+1. `codebook` says what the codes are and how they learn: a moving average of their latents, a gradient, a linear map of
+   frozen codes (SimVQ), a network over all codes (FVQ).
+2. `assignment` says which code is nearest: Euclidean, cosine.
+3. `gradient` says how a gradient comes through the choice: straight-through, rotation trick, Gumbel, index backpropagation
+   (with a learned codebook: IBQ).
+4. `regularizers` are losses on latents and codes: commitment, entropy, orthogonality.
+5. `revival` says which codes are given up; they take the place of latents of the latest batch. None: none are.
+
+The defaults are the moving average with commitment and revival. `forward` only looks: codes move in `after_step`.
+Deliberately absent: projections to a smaller code space (a tokenizer's `dim` says how wide latents are).
 """
 
 from __future__ import annotations
@@ -16,96 +22,98 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from components.interfaces import Quantized, Quantizer
-from components.quantizers._codebook import commitment, full_precision, nearest, straight_through
-from components.training import distributed
+from components.interfaces import (
+    Assignment,
+    Codebook,
+    GradientEstimator,
+    Quantized,
+    Quantizer,
+    Regularizer,
+    Revival,
+)
+from components.quantizers._codebook import full_precision, picked
+from components.quantizers._use import CodeUse
+from components.registry import Spec, resolve
+
+MOVING_AVERAGE = resolve(Codebook, {"type": "moving_average"})
+EUCLIDEAN = resolve(Assignment, {"type": "euclidean"})
+STRAIGHT_THROUGH = resolve(GradientEstimator, {"type": "straight_through"})
+COMMITMENT = [resolve(Regularizer, {"type": "commitment"})]
+REPLACE_UNUSED = resolve(Revival, {"type": "replace_unused"})
 
 
 class VQ(Quantizer):
-    """Nearest code of a learned codebook, one code a latent.
+    """Nearest code of one codebook, one code a latent.
 
     >>> quantizer = VQ(4, codebook_size=16)
     >>> result = quantizer(torch.randn(2, 9, 4))
-    >>> result.codes.shape
-    torch.Size([2, 9, 1])
+    >>> result.codes.shape, sorted(quantizer.statistics())
+    (torch.Size([2, 9, 1]), ['dead_codes', 'perplexity', 'usage'])
     """
-
-    codebook: Tensor  # [K, D]
-    average: Tensor  # [K, D] moving average of the sum of a code's latents in a batch
-    counts: Tensor  # [K] moving average of their number
-    filled: Tensor  # [] bool
 
     def __init__(
         self,
         dim: int,
         *,
         codebook_size: Annotated[int, Field(ge=2)] = 1024,
-        commitment_weight: Annotated[float, Field(ge=0)] = 0.25,
-        decay: Annotated[float, Field(gt=0, lt=1)] = 0.99,
-        revive_below: Annotated[float, Field(ge=0, le=1, description="share of an even use")] = 0.1,
+        codebook: Spec[Codebook] = MOVING_AVERAGE,
+        assignment: Spec[Assignment] = EUCLIDEAN,
+        gradient: Spec[GradientEstimator] = STRAIGHT_THROUGH,
+        regularizers: list[Spec[Regularizer]] = COMMITMENT,
+        revival: Spec[Revival] | None = REPLACE_UNUSED,
     ) -> None:
         super().__init__()
         self.codebook_sizes = (codebook_size,)
-        self.commitment_weight, self.decay, self.revive_below = commitment_weight, decay, revive_below
-        self.register_buffer("codebook", torch.randn(codebook_size, dim))
-        self.register_buffer("average", torch.zeros(codebook_size, dim))
-        self.register_buffer("counts", torch.ones(codebook_size))
-        self.register_buffer("filled", torch.zeros((), dtype=torch.bool))
-        self._seen: tuple[Tensor, Tensor] | None = None  # latents [M, D] and codes [M] of the latest forward
+        self.codebook = codebook.build(codebook_size, dim)
+        self.assignment, self.gradient = assignment.build(), gradient.build()
+        self.regularizers = [(spec.type, spec.build()) for spec in regularizers]
+        self.revival = revival.build() if revival is not None else None
+        self.use = CodeUse(codebook_size, getattr(self.codebook, "decay", 0.99))
+        self._seen: list[Tensor] = []  # latents [M, D] of the forwards of a step
 
     def forward(self, latents: Tensor) -> Quantized:
         with full_precision(latents):
-            latents = latents.float()
-            flat = latents.detach().flatten(0, 1)  # [M, D]
+            flat = self.assignment.prepare(latents.float().flatten(0, 1))  # [M, D]
             if self.training:
-                self._fill(flat)
-            codes = nearest(flat, self.codebook)
-            quantized = self.codebook[codes].view_as(latents)
-            losses = {"commitment": self.commitment_weight * commitment(latents, quantized)} if len(flat) else {}
+                self.codebook.fill(flat.detach())
+            table = self.assignment.prepare(self.codebook.table())
+            codes, vectors = self.gradient(flat, table, self.assignment, self.training)
+            losses = self._losses(flat, table, codes) if len(flat) else {}
             if self.training:
-                self._seen = flat, codes
-            return Quantized(straight_through(latents, quantized), codes.view(*latents.shape[:2], 1), losses)
+                self.use.see(codes)
+                self._seen.append(flat.detach())
+            return Quantized(vectors.view_as(latents), codes.view(*latents.shape[:2], 1), losses)
 
     def decode(self, codes: Tensor) -> Tensor:
-        return self.codebook[codes.squeeze(-1)]
+        with full_precision(codes):
+            return self.assignment.prepare(self.codebook.table())[codes.squeeze(-1)]
+
+    def statistics(self) -> dict[str, float]:
+        return self.use.statistics()
+
+    def before_step(self, step: int) -> None:
+        self._seen = []
+        self.use.forget()
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """One step of the averages; codes that nothing uses take the place of latents of the latest batch."""
-        if self._seen is None:
+        """The codebook follows; codes that are given up take the place of latents of this step."""
+        if not self._seen:
             return
-        (flat, codes), self._seen = self._seen, None
-        size = len(self.codebook)
-        counts = distributed.all_sum(torch.bincount(codes, minlength=size).float())
-        sums = distributed.all_sum(torch.zeros_like(self.average).index_add_(0, codes, flat))
-        if not len(flat) or not bool(torch.isfinite(sums).all()):
+        latents, codes = torch.cat(self._seen), torch.cat(self.use.seen)
+        self._seen = []
+        if not self.use.take():
             return
-        self.counts.lerp_(counts, 1 - self.decay)
-        self.average.lerp_(sums, 1 - self.decay)
-        total = self.counts.sum()
-        smoothed = (self.counts + 1e-5) / (total + size * 1e-5) * total  # Laplace smoothing, as in the paper's code
-        self.codebook.copy_(self.average / smoothed[:, None])
-        even = total / size
-        dead = self.counts < self.revive_below * even
+        counts = self.use.counts
+        self.codebook.update(latents, codes, counts)
+        if self.revival is None or not len(latents) or not bool(torch.isfinite(latents).all()):
+            return
+        dead, even = self.revival.dead(counts), counts.sum() / len(counts)
         if bool(dead.any()):
-            fresh = _picked(flat, int(dead.sum()))
-            self.codebook[dead] = fresh
-            self.counts[dead] = even
-            self.average[dead] = fresh * even
+            self.codebook.replace(dead, picked(latents, int(dead.sum())), even)
+            counts[dead] = even
 
-    @torch.no_grad()
-    def _fill(self, flat: Tensor) -> None:
-        """The first batch becomes the codebook."""
-        if bool(self.filled) or not len(flat):
-            return
-        fresh = _picked(flat, len(self.codebook))
-        if bool(torch.isfinite(fresh).all()):
-            self.codebook.copy_(fresh)
-            self.average.copy_(fresh)
-            self.filled.fill_(True)
-
-
-def _picked(flat: Tensor, n: int) -> Tensor:
-    """n latents of the global batch, evenly from all processes and the same on each."""
-    share = -(-n // distributed.world())
-    return distributed.all_gather(flat[torch.randint(len(flat), (share,), device=flat.device)])[:n]
+    def _losses(self, flat: Tensor, table: Tensor, codes: Tensor) -> dict[str, Tensor]:
+        quantized = table[codes]
+        losses = self.codebook.losses(flat, quantized)
+        return losses | {name: loss(flat, quantized, table, self.assignment) for name, loss in self.regularizers}

@@ -70,6 +70,9 @@ class Grid(Tokenizer):
     def decode(self, tokens: Tensor) -> Tensor:
         return self._draw(self.quantizer.decode(to_codes(tokens, self.spec))).clamp(-1, 1)
 
+    def before_step(self, step: int) -> None:
+        self.quantizer.before_step(step)
+
     def after_step(self, step: int) -> None:
         self.quantizer.after_step(step)
 

@@ -172,6 +172,7 @@ class _Loop:
         for group in state.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         state.optimizer.zero_grad(set_to_none=True)
+        state.method.before_step(number)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             losses = self.forward(batch)
         losses["loss"].backward()
