@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from components import interfaces, registry
+from components import interfaces, registry, upgrades
 
 M = TypeVar("M", bound=nn.Module)
 
-FORMAT = 1
-_VALUES = {cls.__name__: cls for cls in (interfaces.ImageFormat, interfaces.TokenSpec)}
+FORMAT = 2
+_VALUES = {cls.__name__: cls for cls in (interfaces.ImageFormat, interfaces.TokenSpec, interfaces.LatentSpec)}
 
 
 class ArtifactError(ValueError):
@@ -24,7 +24,8 @@ class ArtifactError(ValueError):
 
 
 def save(folder: Path, kind: type, spec: dict[str, Any], wired: tuple[Any, ...], module: nn.Module) -> None:
-    """Writes a component built as `registry.build(kind, spec, *wired)`; `wired` are numbers, ImageFormat, TokenSpec."""
+    """Writes a component built as `registry.build(kind, spec, *wired)`; `wired` are numbers, ImageFormat, TokenSpec,
+    LatentSpec."""
     folder.mkdir(parents=True, exist_ok=True)
     sizes = [
         {"value": type(w).__name__, **asdict(w)} if is_dataclass(w) and not isinstance(w, type) else w for w in wired
@@ -45,12 +46,12 @@ def load(folder: Path, kind: type[M]) -> M:
         raise ArtifactError(f"{path}: format {config['format']} is newer than this version reads ({FORMAT}); upgrade")
     if config["kind"] != kind.__name__:
         raise ArtifactError(f"{path}: expected a {kind.__name__}, found a {config['kind']}")
-    wired = [_value(w) for w in config["wired"]]
-    module = registry.build(kind, config["spec"], *wired)
     try:
         state = load_file(folder / "model.safetensors")
     except Exception as error:
         raise ArtifactError(f"{folder / 'model.safetensors'}: not a readable safetensors file ({error})") from error
+    config, state = upgrades.upgrade(config, state)
+    module = registry.build(kind, config["spec"], *[_value(w) for w in config["wired"]])
     expected = {name: tuple(t.shape) for name, t in module.state_dict().items()}
     for name in sorted({*expected, *state}):
         actual = tuple(state[name].shape) if name in state else "nothing"

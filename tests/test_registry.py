@@ -14,7 +14,18 @@ import torch
 from jsonschema import Draft202012Validator
 
 from components import registry
-from components.interfaces import KINDS, Generator, ImageFormat, Metric, Quantizer, Tokenizer, TokenSpec, Transform
+from components.interfaces import (
+    KINDS,
+    Generator,
+    ImageFormat,
+    LatentSpec,
+    Metric,
+    Quantizer,
+    SequenceShape,
+    Tokenizer,
+    TokenSpec,
+    Transform,
+)
 from components.registry import ComponentError, Spec
 from flows.sections import json_schema
 
@@ -65,21 +76,27 @@ def smallest(kind: type, name: str) -> dict[str, Any]:
     return config
 
 
-def wired(kind: type) -> tuple[Any, ...]:
+def wired(kind: type, name: str) -> tuple[Any, ...]:
     """What the builder of a kind hands in, as `interfaces.py` says."""
     if kind.__name__ in ("Reward", "Metric", "PostTraining"):
         network: Any = registry.build(KINDS["FeatureExtractor"], {"type": "classifier"}, IMAGE, 3)
         networks = {"judge": network, "reward": network}
     if kind.__name__ == "PostTraining":
         tokenizer = registry.build(Tokenizer, smallest(Tokenizer, "grid"), IMAGE)
-        return registry.build(Generator, smallest(Generator, "next_token"), tokenizer.spec, 3), tokenizer, networks
+        return registry.build(Generator, smallest(Generator, "next_token"), TOKENS, 3), tokenizer, networks
+    if kind.__name__ in ("Head", "Generator"):
+        cls = registry.lookup(kind, name)
+        spec: Any = LatentSpec(4, 16, (4, 4)) if getattr(cls, "continuous", False) else TOKENS
+        spec = TokenSpec((8, 8), 16, "grid", (4, 4)) if name == "channel_autoregressive" else spec
+        return (32, spec) if kind.__name__ == "Head" else (spec, 3)
     return {
         "FeatureExtractor": lambda: (IMAGE, 3),
         "Quantizer": lambda: (8,),
+        "Codebook": lambda: (64, 8),
         "Tokenizer": lambda: (IMAGE,),
-        "Backbone": lambda: (16,),
-        "Head": lambda: (32, TOKENS),
-        "Generator": lambda: (TOKENS, 3),
+        "Autoencoder": lambda: (IMAGE,),
+        "Backbone": lambda: (SequenceShape(16, grid=(4, 4)),),
+        "Conditioner": lambda: (3,),
         "Reward": lambda: (networks,),
         "Metric": lambda: (networks, TOKENS),
     }.get(kind.__name__, tuple)()  # fmt: skip
@@ -100,7 +117,7 @@ def test_defaults_resolve_to_a_complete_configuration_that_resolves_to_itself(ki
 @every_component
 def test_a_component_is_built_from_its_defaults(kind: type, name: str) -> None:
     with torch.device("meta"):  # shapes only: the default sizes are those of papers
-        made: Any = registry.build(kind, smallest(kind, name), *wired(kind))
+        made: Any = registry.build(kind, smallest(kind, name), *wired(kind, name))
     assert isinstance(made, kind)
     if isinstance(made, Metric):
         assert made.better in ("higher", "lower")
@@ -179,7 +196,7 @@ GRID = {"type": "grid", "quantizer": {"type": "vq"}}
         (GRID | {"quantizer": {"codebook_size": 4}}, ("quantizer",), "expected a mapping with a 'type'"),
         (GRID | {"quantizer": {"type": "vqq"}}, ("quantizer", "type"), "did you mean 'vq'"),
         (GRID | {"quantizer": {"type": 3}}, ("quantizer", "type"), "'type' must be a name, got 3"),
-        (GRID | {"quantizer": {"type": "vq", "decay": [1]}}, ("quantizer", "decay"), "valid number"),
+        (GRID | {"quantizer": {"type": "fsq", "levels": ["x"]}}, ("quantizer", "levels", 0), "valid integer"),
         (GRID | {"quantizer": {"type": "vq", "codebok_size": 4}}, ("quantizer", "codebok_size"), "'codebook_size'"),
     ],
 )
