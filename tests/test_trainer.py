@@ -65,7 +65,7 @@ class Rows(Silent):
         self.seen: list[tuple[int, int]] = []
 
     def log(self, step, metrics):
-        self.rows[step] = {k: v for k, v in metrics.items() if k != "samples_per_second"}
+        self.rows[step] = {k: v for k, v in metrics.items() if k not in ("samples_per_second", "memory_gb")}
 
     def progress(self, done, total, note=""):
         self.seen.append((done, total))
