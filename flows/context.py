@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from components.interfaces import Files, Sink, Stored
+    from components.training.placement import Placement
     from infra.datasets import Store
 
 A = TypeVar("A")
@@ -42,6 +43,7 @@ class StageContext:
     output: Path  # fresh folder; it becomes runs/<run>/outputs/<stage> when the body has ended
     work: Path  # survives interruptions; checkpoints live here
     store: Store | None = None  # where shards go straight away; None: into `output`
+    how: dict[str, Any] = field(default_factory=dict)  # how trainings compute here; no part of the recipe
     sealed: list[Stored] = field(default_factory=list)  # what of this output is in the store
     _started: float = field(default_factory=time.monotonic)
 
@@ -93,6 +95,12 @@ class StageContext:
     def has(self, stage: str) -> bool:
         """Whether this run has that stage (a null section has none)."""
         return self.recipe.get(stage) is not None
+
+    @property
+    def placement(self) -> Placement:
+        from components.training.placement import Placement
+
+        return Placement(**self.how)
 
     @property
     def checkpoints(self) -> Path:

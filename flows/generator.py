@@ -41,7 +41,9 @@ def body(ctx: StageContext) -> dict[str, float]:
     generator = registry.build(Generator, chosen, spec, classes)
     config = Train(**section["train"])
     batches = token_batches(ctx, config)
-    last = train(generator, batches, config, checkpoints=ctx.checkpoints, monitor=ctx, seed=ctx.seed)
+    last = train(
+        generator, batches, config, checkpoints=ctx.checkpoints, monitor=ctx, seed=ctx.seed, placement=ctx.placement
+    )
     artifact.save(ctx.output, Generator, chosen, (spec, classes), generator)
     metrics = {
         "loss": last["loss"],

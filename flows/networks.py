@@ -59,7 +59,15 @@ def body(ctx: StageContext) -> dict[str, float]:
         network = spec.build(images.image, classes)
         part = _Part(ctx, name, done, total)
         with images.batches(config, seed, network.transforms) as batches:
-            last = train(network, batches, config, checkpoints=ctx.checkpoints / name, monitor=part, seed=seed)
+            last = train(
+                network,
+                batches,
+                config,
+                checkpoints=ctx.checkpoints / name,
+                monitor=part,
+                seed=seed,
+                placement=ctx.placement,
+            )
         network.eval()
         artifact.save(ctx.output / name, FeatureExtractor, spec.dump(), (images.image, classes), network)
         metrics |= {f"{name}.{key}": value for key, value in last.items()}

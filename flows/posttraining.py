@@ -31,7 +31,9 @@ def body(ctx: StageContext) -> dict[str, float]:
     torch.manual_seed(seed)
     method = registry.build(PostTraining, section, generator, tokenizer, load_networks(ctx, "posttraining"))
     batches = method.batches(asked, config.batch_size, seed)
-    metrics = train(method, batches, config, checkpoints=ctx.checkpoints, monitor=ctx, seed=seed)
+    metrics = train(
+        method, batches, config, checkpoints=ctx.checkpoints, monitor=ctx, seed=seed, placement=ctx.placement
+    )
 
     spec = json.loads((ctx.input("generator") / "config.json").read_text())["spec"]
     wired = (generator.spec, generator.classes)

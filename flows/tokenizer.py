@@ -32,7 +32,9 @@ def body(ctx: StageContext) -> dict[str, float]:
     config = Train(**section["train"])
     transforms = [registry.build(Transform, transform) for transform in section["transforms"]]
     with TrainingImages.of_mixture(ctx).batches(config, ctx.seed, transforms) as batches:
-        last = train(tokenizer, batches, config, checkpoints=ctx.checkpoints, monitor=ctx, seed=ctx.seed)
+        last = train(
+            tokenizer, batches, config, checkpoints=ctx.checkpoints, monitor=ctx, seed=ctx.seed, placement=ctx.placement
+        )
     artifact.save(ctx.output, Tokenizer, chosen, (image,), tokenizer)
     held_out = to_float(shards.load_split(ctx.files("dataset"), "held_out", most=2000).images)
     device = distributed.device()

@@ -22,7 +22,7 @@ from infra.settings import Settings
 from infra.storage import write_bytes_atomic, write_json_atomic
 
 #: step metrics that differ from one execution to the next; they are of no use in a versioned plot
-_CLOCK = ("time", "samples_per_second")
+_CLOCK = ("time", "samples_per_second", "tokens_per_second", "mfu", "memory_gb")
 
 
 def context(run: Path, stage: str) -> StageContext:
@@ -33,7 +33,9 @@ def context(run: Path, stage: str) -> StageContext:
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
     recipe = yamlio.load(run / "recipe.yaml")
-    return StageContext(run, stage, recipe, output, work, store=datasets.store(Settings()))
+    settings = Settings()
+    how = {name: getattr(settings, name) for name in ("micro_batch", "sharding", "recompute", "compiled")}
+    return StageContext(run, stage, recipe, output, work, store=datasets.store(settings), how=how)
 
 
 def run_stage(run: str, stage: str, whole: bool = False) -> dict[str, float]:

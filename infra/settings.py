@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -34,6 +34,16 @@ class Settings(BaseSettings):
     shard_cache_mb: int = Field(
         default=20_000, ge=1, description="what is kept here of data that are only in the remote"
     )
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="samples a training process takes at a time; empty: all of its part of a batch"
+    )
+    sharding: Literal["replicated", "sharded"] = Field(
+        default="replicated", description="weights of a training of several processes: all on each, or a part on each"
+    )
+    recompute: bool = Field(
+        default=False, description="compute activations again in the backward pass instead of keeping them"
+    )
+    compiled: bool = Field(default=False, description="training through torch.compile")
     idle_minutes: float = Field(default=10.0, ge=0, description="services started by `run` end after this long unused")
     pending_seconds: float = Field(default=120.0, gt=0, description="how long work may wait for a free worker")
     prefect_port: int = Field(default=4200, ge=1, le=65535)
