@@ -32,7 +32,12 @@ def save(folder: Path, kind: type, spec: dict[str, Any], wired: tuple[Any, ...],
     ]
     config = {"format": FORMAT, "kind": kind.__name__, "spec": spec, "wired": sizes}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    left_out = tuple(f"{name}." for name in getattr(module, "training_only", ()))
+    state = {
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in module.state_dict().items()
+        if not name.startswith(left_out)
+    }
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -52,6 +57,8 @@ def load(folder: Path, kind: type[M]) -> M:
         raise ArtifactError(f"{folder / 'model.safetensors'}: not a readable safetensors file ({error})") from error
     config, state = upgrades.upgrade(config, state)
     module = registry.build(kind, config["spec"], *[_value(w) for w in config["wired"]])
+    for name in getattr(module, "training_only", ()):
+        setattr(module, name, None)
     expected = {name: tuple(t.shape) for name, t in module.state_dict().items()}
     for name in sorted({*expected, *state}):
         actual = tuple(state[name].shape) if name in state else "nothing"

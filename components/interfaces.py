@@ -274,12 +274,24 @@ class Trainable(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:  # pragma: no cover - interface
         raise NotImplementedError
 
+    training_only: ClassVar[
+        tuple[str, ...]
+    ] = ()  # parts (names of attributes) that are not stored with what was trained
+
+    def use(self, networks: Networks) -> None:
+        """The recipe's networks that its configuration refers to, before training; frozen, and never part of it."""
+
     def before_step(self, step: int) -> None:
         """Called by the trainer before the forwards of a step; there are several where a batch is taken in parts."""
 
     def after_step(self, step: int) -> None:
         """Called by the trainer after each optimizer step (codebook revival, target networks); not after one that was left
         out."""
+
+
+Networks = Mapping[
+    str, "FeatureExtractor"
+]  # the recipe's `networks`, trained and frozen; `@judge` is networks["judge"]
 
 
 class FeatureExtractor(Trainable):
@@ -297,6 +309,12 @@ class FeatureExtractor(Trainable):
     @abstractmethod
     def logits(self, images: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, K]"""
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """[B, C, H, W] -> feature maps [B, channels, h, w] of several layers, for perceptual distances"""
+        raise ValueError(
+            f"{type(self).__name__} gives no feature maps; a perceptual distance needs a network that does"
+        )
 
 
 class Quantizer(nn.Module, ABC):
@@ -411,6 +429,47 @@ class Revival(ABC):
     @abstractmethod
     def dead(self, counts: Tensor) -> Tensor:
         """Moving counts of use [K] -> bool [K]"""
+
+
+class ReconstructionLoss(ABC):
+    """How far drawn images are from those they should be. Constructor: `(*, config)`; its name in the losses is its file's."""
+
+    family: ClassVar[str] = "components.tokenizers.losses"
+
+    @abstractmethod
+    def __call__(self, drawn: Tensor, images: Tensor) -> Tensor:
+        """[B, C, H, W] twice -> a scalar, weighted"""
+
+    def use(self, networks: Networks) -> None:  # noqa: B027 - most need none
+        """As `Trainable.use`"""
+
+
+class Adversary(nn.Module, ABC):
+    """Tells drawn images from real ones, and learns to. Constructor: `(image, *, config)`.
+
+    Its parameters are a player of their own; `judge` is computed with them held constant."""
+
+    family: ClassVar[str] = "components.tokenizers.adversaries"
+
+    @abstractmethod
+    def judge(self, drawn: Tensor, reconstruction: Tensor, last: Tensor, step: int) -> Tensor:
+        """Drawn images [B, C, H, W] with their gradient, the reconstruction loss and the decoder's last weights -> what the
+        tokenizer is to lower, weighted; zero before the adversary takes part"""
+
+    @abstractmethod
+    def learn(self, drawn: Tensor, images: Tensor) -> Tensor:
+        """Drawn images, detached, and real ones [B, C, H, W] -> what the adversary is to lower"""
+
+
+class LatentChange(ABC):
+    """A training-time change of quantized latents, between quantizer and decoder. Constructor: `(*, config)`."""
+
+    family: ClassVar[str] = "components.tokenizers.changes"
+    shortens: ClassVar[bool] = False  # leaves fewer latents than came in
+
+    @abstractmethod
+    def __call__(self, latents: Tensor, quantized: Quantized, quantizer: Quantizer, step: int) -> Tensor:
+        """`latents` [B, N, D] as the encoder gave them and what the quantizer made of them -> what the decoder gets"""
 
 
 class Tokenizer(Trainable):
@@ -633,8 +692,6 @@ class Sampler(ABC):
 
 # ------------------------------------------------------------------------------------------------ improve, judge
 
-Networks = Mapping[str, FeatureExtractor]  # the recipe's `networks`, trained and frozen; `@judge` is networks["judge"]
-
 
 class Reward(ABC):
     """Scores samples. Constructor: `(networks, *, config)`."""
@@ -691,16 +748,17 @@ KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         Source, Transform, Mixture, FeatureExtractor, Quantizer, Codebook, Initialization, Assignment,
-        GradientEstimator, Regularizer, Revival, Tokenizer, Autoencoder, Backbone, Conditioner, Head,
-        Generator, Sampler, PostTraining, Reward, Metric,
+        GradientEstimator, Regularizer, Revival, ReconstructionLoss, Adversary, LatentChange, Tokenizer,
+        Autoencoder, Backbone, Conditioner, Head, Generator, Sampler, PostTraining, Reward, Metric,
     )
 }  # fmt: skip
 
 __all__ = [
-    "KINDS", "MODALITIES", "Assignment", "Autoencoder", "Autoregressive", "Backbone", "Batches", "Broken", "Cache",
-    "Codebook", "Conditioner", "Draw", "EvaluationBatch", "FeatureExtractor", "Files", "Generator",
-    "GradientEstimator", "Head", "ImageFormat", "Initialization", "LatentSpec", "Map", "Mask", "Metric", "Mixture",
-    "MixtureData", "MixtureResult", "Modality", "Monitor", "Networks", "Parallel", "Part", "PostTraining",
-    "Quantized", "Quantizer", "Regularizer", "Revival", "Reward", "Sample", "Sampler", "SequenceShape", "Silent",
-    "Sink", "Source", "Stored", "TokenSpec", "Tokenizer", "Trainable", "Transform", "Visible",
+    "KINDS", "MODALITIES", "Adversary", "Assignment", "Autoencoder", "Autoregressive", "Backbone", "Batches",
+    "Broken", "Cache", "Codebook", "Conditioner", "Draw", "EvaluationBatch", "FeatureExtractor", "Files",
+    "Generator", "GradientEstimator", "Head", "ImageFormat", "Initialization", "LatentChange", "LatentSpec", "Map",
+    "Mask", "Metric", "Mixture", "MixtureData", "MixtureResult", "Modality", "Monitor", "Networks", "Parallel",
+    "Part", "PostTraining", "Quantized", "Quantizer", "ReconstructionLoss", "Regularizer", "Revival", "Reward",
+    "Sample", "Sampler", "SequenceShape", "Silent", "Sink", "Source", "Stored", "TokenSpec", "Tokenizer",
+    "Trainable", "Transform", "Visible",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """What older versions stored, as this one reads it: pure functions from one format to the next. They are never removed.
 
-Format 1 -> 2: a VQ's codebook, regularizers and revival became parts of their own; a TokenSpec counts positions and the
-sizes of their codebooks; a generator's class embedding became its conditioner's.
+Format 1 -> 2: a grid's losses became a list; a VQ's codebook, regularizers and revival parts of their own; a TokenSpec counts
+positions and the sizes of their codebooks; a generator's class embedding became its conditioner's.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ def _spec_1(spec: dict[str, Any]) -> dict[str, Any]:
             "regularizers": [{"type": "commitment", "weight": spec["commitment_weight"]}],
             "revival": {"type": "replace_unused", "below": below} if below else None,
         }
+    if spec.get("type") == "grid":
+        spec["losses"] = [{"type": name, "weight": spec.pop(f"{name}_weight")} for name in ("squared", "absolute")]
     if spec.get("type") == "next_token":
         spec["condition_dropout"] = spec.pop("label_dropout")
     return spec

@@ -6,6 +6,7 @@ from prefect import flow
 
 from flows.context import StageContext
 from flows.data import TrainingImages
+from flows.networks import load_networks
 from flows.pipeline import label, walk
 from flows.request import Request
 
@@ -29,6 +30,7 @@ def body(ctx: StageContext) -> dict[str, float]:
     image = shards.image_format(ctx.files("dataset"))
     torch.manual_seed(ctx.seed)
     tokenizer = registry.build(Tokenizer, chosen, image)
+    tokenizer.use(load_networks(ctx, "tokenizer"))
     config = Train(**section["train"])
     transforms = [registry.build(Transform, transform) for transform in section["transforms"]]
     with TrainingImages.of_mixture(ctx).batches(config, ctx.seed, transforms) as batches:

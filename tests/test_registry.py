@@ -71,7 +71,9 @@ def smallest(kind: type, name: str) -> dict[str, Any]:
     for key, field in registry.config_model(registry.lookup(kind, name)).model_fields.items():
         if field.is_required():
             inner = next(iter(_kinds_inside(field.annotation)), None)
-            value = smallest(inner, registry.names(inner)[0]) if inner else "somewhere"
+            value = (
+                smallest(inner, registry.names(inner)[0]) if inner else "@judge" if key == "network" else "somewhere"
+            )
             config[key] = {"mine": value} if get_origin(field.annotation) is dict else value
     return config
 
@@ -94,6 +96,7 @@ def wired(kind: type, name: str) -> tuple[Any, ...]:
         "Quantizer": lambda: (8,),
         "Codebook": lambda: (64, 8),
         "Tokenizer": lambda: (IMAGE,),
+        "Adversary": lambda: (IMAGE,),
         "Autoencoder": lambda: (IMAGE,),
         "Backbone": lambda: (SequenceShape(16, grid=(4, 4)),),
         "Conditioner": lambda: (3,),

@@ -16,8 +16,17 @@ CASES = {
     "grid": [
         {"width": 8, "dim": 4, "quantizer": {"type": "vq", "codebook_size": 16}},
         {"width": 8, "dim": 4, "downsample": 8, "quantizer": {"type": "fsq", "levels": [4, 3]}},
-    ]
-}
+        {"width": 8, "dim": 4, "quantizer": {"type": "grouped_lfq", "groups": 2, "bits": 3}},
+    ],
+    "vit_grid": [{"depth": 1, "width": 32, "heads": 2, "dim": 4, "quantizer": {"type": "vq", "codebook_size": 16}}],
+    "query": [
+        {"count": 6, "depth": 1, "width": 32, "heads": 2, "dim": 4, "quantizer": {"type": "vq", "codebook_size": 16}},
+        {
+            "count": 6, "depth": 1, "width": 32, "heads": 2, "dim": 4, "quantizer": {"type": "rvq", "codebook_size": 16, "stages": 2},
+            "change": {"type": "uniform_tail"},
+        },
+    ],
+}  # fmt: skip
 CHOICES = [{"type": name, **case} for name in registry.names(Tokenizer) for case in CASES.get(name, [{}])]
 FORMATS = [ImageFormat(16, 1), ImageFormat(32, 3)]
 every = pytest.mark.parametrize("choice", CHOICES, ids=lambda c: f"{c['type']}-{c.get('quantizer', {}).get('type')}")
@@ -57,7 +66,7 @@ def test_encode_and_decode(choice, image, n):
     assert (decoded.abs() <= 1).all()
     assert tokenizer.image == image
     if spec.layout == "grid":
-        assert spec.grid[0] * spec.grid[1] == spec.length
+        assert spec.grid[0] * spec.grid[1] == spec.positions
 
 
 @every
@@ -74,7 +83,7 @@ def test_batches_do_not_matter(choice):
 def test_every_token_can_be_decoded(choice):
     tokenizer = build(choice, FORMATS[0]).eval()
     spec = tokenizer.spec
-    tokens = torch.arange(spec.vocabulary)[:4096, None].expand(-1, spec.length)
+    tokens = torch.arange(min(spec.codebook_sizes))[:4096, None].expand(-1, spec.length)
     assert tokenizer.decode(tokens).isfinite().all()
 
 
@@ -86,6 +95,8 @@ def test_what_is_not_an_image_or_a_token_is_refused(choice):
         tokenizer.encode(torch.zeros(2, 1, 8, 8))
     with pytest.raises(ValueError, match="expected tokens"):
         tokenizer.decode(torch.zeros(2, spec.length + 1, dtype=torch.long))
+    with pytest.raises(ValueError, match="not all finite"):
+        tokenizer.encode(torch.full((1, 1, 16, 16), torch.nan))
     for bad in (-1, spec.vocabulary):
         with pytest.raises(ValueError, match="tokens must be in"):
             tokenizer.decode(torch.full((1, spec.length), bad))
@@ -123,7 +134,7 @@ def test_it_learns_and_is_the_same_after_loading(choice, tmp_path):
     tokenizer, rows = build(choice, image), Rows()
     config = Train(steps=30, lr=1e-2, batch_size=16, ema=0.9, log_every=5)
     train(tokenizer, Batches(), config, checkpoints=tmp_path / "c", monitor=rows, seed=0)
-    assert rows.losses[-1] < 0.6 * rows.losses[0]
+    assert rows.losses[-1] < (0.9 if "change" in choice else 0.7) * rows.losses[0]
     artifact.save(tmp_path / "t", Tokenizer, choice, (image,), tokenizer)
     loaded = artifact.load(tmp_path / "t", Tokenizer)
     tokens = tokenizer.encode(images)

@@ -76,6 +76,14 @@ class Classifier(FeatureExtractor):
         pooled = self.trunk(self.stem(images)).mean(dim=(2, 3))  # [B, channels]
         return F.silu(self.embedding(pooled))
 
+    def maps(self, images: Tensor) -> list[Tensor]:
+        hidden, found = self.stem(images), []
+        for layer in self.trunk:
+            hidden = layer(hidden)
+            if isinstance(layer, _Block):
+                found.append(hidden)
+        return found
+
     def logits(self, images: Tensor) -> Tensor:
         return self.classify(self.features(images))
 

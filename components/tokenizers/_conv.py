@@ -64,5 +64,11 @@ class Decoder(nn.Module):
         layers += [*(Residual(wide[-1]) for _ in range(blocks)), nn.GroupNorm(8, wide[-1]), nn.SiLU()]
         self.layers = nn.Sequential(*layers, nn.Conv2d(wide[-1], channels, 3, padding=1))
 
+    @property
+    def last(self) -> nn.Conv2d:
+        layer = self.layers[-1]
+        assert isinstance(layer, nn.Conv2d)
+        return layer
+
     def forward(self, latents: Tensor) -> Tensor:
         return self.layers(latents)
