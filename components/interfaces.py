@@ -289,11 +289,6 @@ class Trainable(nn.Module):
         out."""
 
 
-Networks = Mapping[
-    str, "FeatureExtractor"
-]  # the recipe's `networks`, trained and frozen; `@judge` is networks["judge"]
-
-
 class FeatureExtractor(Trainable):
     """Classifies images and gives features, for rewards and metrics. Constructor: `(image, classes, *, config)`.
 
@@ -315,6 +310,9 @@ class FeatureExtractor(Trainable):
         raise ValueError(
             f"{type(self).__name__} gives no feature maps; a perceptual distance needs a network that does"
         )
+
+
+Networks = Mapping[str, FeatureExtractor]  # the recipe's `networks`, trained and frozen; `@judge` is networks["judge"]
 
 
 class Quantizer(nn.Module, ABC):

@@ -206,7 +206,7 @@ def test_every_default_is_filled_in_from_the_constructors(resolve: Resolve) -> N
     assert resolved["dataset"]["held_out"] == 0.1
     assert resolved["dataset"]["target"] is None
     assert resolved["tokenizer"]["train"]["betas"] == [0.9, 0.95]
-    assert resolved["tokenizer"]["quantizer"]["decay"] == registry.resolve(Quantizer, {"type": "vq"}).config["decay"]
+    assert resolved["tokenizer"]["quantizer"] == registry.resolve(Quantizer, {"type": "vq", "codebook_size": 16}).dump()
     assert resolved["evaluation"]["metrics"][1] == registry.resolve(Metric, {"type": "fd"}).dump()
     assert resolved["mixture"] is None
     assert resolved["gates"] == []
@@ -319,7 +319,7 @@ def test_an_override_that_fits_nowhere_says_where_it_stopped(resolve: Resolve, o
         (
             "tokenizer.quantizer.type=vqq",
             "tokenizer.quantizer.type: no Quantizer",
-            "did you mean 'vq'? (there are: fsq,",
+            "did you mean 'vq'? (there are: bsq,",
         ),
         ("tokenizer.type=gird", "tokenizer.type: no Tokenizer", "did you mean 'grid'?"),
         ("dataset.target.type=digitz", "dataset.target.type: no Source", "did you mean 'digits'?"),

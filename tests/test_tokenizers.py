@@ -22,7 +22,8 @@ CASES = {
     "query": [
         {"count": 6, "depth": 1, "width": 32, "heads": 2, "dim": 4, "quantizer": {"type": "vq", "codebook_size": 16}},
         {
-            "count": 6, "depth": 1, "width": 32, "heads": 2, "dim": 4, "quantizer": {"type": "rvq", "codebook_size": 16, "stages": 2},
+            "count": 6, "depth": 1, "width": 32, "heads": 2, "dim": 4,
+            "quantizer": {"type": "rvq", "codebook_size": 16, "stages": 2},
             "change": {"type": "uniform_tail"},
         },
     ],
