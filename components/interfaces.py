@@ -738,8 +738,13 @@ class Metric(ABC):
     def update(self, batch: EvaluationBatch) -> None: ...
 
     @abstractmethod
+    def merge(self, other: Metric) -> None:
+        """Takes in what another of the same configuration has seen: workers measure parts, the result is that of all."""
+
+    @abstractmethod
     def compute(self) -> dict[str, float]:
-        """name -> value; the first name is the metric's own."""
+        """name -> value; the first name is the metric's own; `<name>.low` and `<name>.high` are the ends of its 95 %
+        interval, where it has one."""
 
 
 KINDS: dict[str, type] = {

@@ -42,6 +42,12 @@ class ClassAccuracy(Metric):
             self.right[label] = self.right.get(label, 0) + int(right[chosen].sum())
             self.total[label] = self.total.get(label, 0) + int(chosen.sum())
 
+    def merge(self, other: Metric) -> None:
+        assert isinstance(other, ClassAccuracy)
+        for label, count in other.total.items():
+            self.right[label] = self.right.get(label, 0) + other.right[label]
+            self.total[label] = self.total.get(label, 0) + count
+
     def compute(self) -> dict[str, float]:
         if not self.total:
             return {}

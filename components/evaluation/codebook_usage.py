@@ -26,6 +26,10 @@ class CodebookUsage(Metric):
         if batch.tokens is not None:
             self.counts += torch.bincount(batch.tokens.flatten().cpu(), minlength=len(self.counts))
 
+    def merge(self, other: Metric) -> None:
+        assert isinstance(other, CodebookUsage)
+        self.counts += other.counts
+
     def compute(self) -> dict[str, float]:
         if not self.counts.sum():
             return {}

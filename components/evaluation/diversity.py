@@ -45,6 +45,11 @@ class Diversity(Metric):
             features, labels = self.network.features(batch.samples).cpu(), batch.sample_labels.cpu()
             self.drawn.append((features, labels, self.network.logits(batch.samples).argmax(-1).cpu() == labels))
 
+    def merge(self, other: Metric) -> None:
+        assert isinstance(other, Diversity)
+        self.real += other.real
+        self.drawn += other.drawn
+
     def compute(self) -> dict[str, float]:
         if not self.real or not self.drawn:
             return {}

@@ -34,7 +34,9 @@ class Moments:
         rows = features.detach().double().cpu()
         n, mean = len(rows), rows.mean(0)
         centred = rows - mean
-        scatter = centred.T @ centred
+        self._add(n, mean, centred.T @ centred)
+
+    def _add(self, n: int, mean: Tensor, scatter: Tensor) -> None:
         if self.mean is None or self.scatter is None:
             self.count, self.mean, self.scatter = n, mean, scatter
             return
@@ -42,6 +44,11 @@ class Moments:
         self.scatter = self.scatter + scatter + torch.outer(step, step) * (self.count * n / total)
         self.mean = self.mean + step * (n / total)
         self.count = total
+
+    def merge(self, other: Moments) -> None:
+        """What another has seen."""
+        if other.mean is not None and other.scatter is not None:
+            self._add(other.count, other.mean, other.scatter)
 
     def covariance(self) -> Tensor:
         if self.scatter is None or self.count < 2:
@@ -74,6 +81,11 @@ class FrechetDistance(Metric):
         for moments, images in ((self.real, batch.heldout), (self.drawn, batch.samples)):
             if images is not None:
                 moments.update(self.network.features(images))
+
+    def merge(self, other: Metric) -> None:
+        assert isinstance(other, FrechetDistance)
+        self.real.merge(other.real)
+        self.drawn.merge(other.drawn)
 
     def compute(self) -> dict[str, float]:
         real, drawn = self.real, self.drawn

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from components.evaluation._mean import Mean
 from components.interfaces import EvaluationBatch, Metric, Networks, TokenSpec
 
 _RADIUS, _SIGMA = 5, 1.5
@@ -49,14 +50,16 @@ class SSIM(Metric):
     better: ClassVar[Literal["higher", "lower"]] = "higher"
 
     def __init__(self, networks: Networks, spec: TokenSpec) -> None:
-        self.total, self.count = 0.0, 0
+        self.mean = Mean()
 
     def update(self, batch: EvaluationBatch) -> None:
         if batch.reconstructions is None or batch.heldout is None:
             return
-        values = ssim((batch.reconstructions + 1) / 2, (batch.heldout + 1) / 2)
-        self.total += float(values.sum())
-        self.count += len(values)
+        self.mean.update(ssim((batch.reconstructions + 1) / 2, (batch.heldout + 1) / 2))
+
+    def merge(self, other: Metric) -> None:
+        assert isinstance(other, SSIM)
+        self.mean.merge(other.mean.count, other.mean.mean, other.mean.scatter)
 
     def compute(self) -> dict[str, float]:
-        return {"ssim": self.total / self.count} if self.count else {}
+        return self.mean.named("ssim")

@@ -1,0 +1,75 @@
+"""Kernel distance between samples and held-out images in the features of a network (KID).
+
+1. The squared maximum mean discrepancy with the kernel (x.y / F + 1)^3, unbiased (pairs of an image with itself left out).
+2. Estimated on `blocks` disjoint random blocks of at most `block` images of each side; the value is their mean, the
+   interval that of a mean over blocks (normal). So memory is bounded, whatever the number of images.
+3. The name says the network (`kid_judge`); the published KID has the Inception-2015 weights.
+
+Deliberately absent: overlapping subsets, whose spread says too little. Source: Binkowski et al. 2018,
+https://arxiv.org/abs/1801.01401, section 4.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from components.evaluation._mean import Mean
+from components.evaluation._reservoir import Reservoir
+from components.interfaces import EvaluationBatch, Metric, Networks, TokenSpec
+from components.networks import Reference, refer
+
+
+def squared_discrepancy(x: Tensor, y: Tensor) -> Tensor:
+    """Features [n, F] and [m, F] -> the unbiased estimate, a scalar; float64 inside."""
+    x, y = x.double(), y.double()
+    kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3  # noqa: E731
+    xx, yy = kernel(x, x), kernel(y, y)
+    n, m = len(x), len(y)
+    within = (xx.sum() - xx.trace()) / (n * (n - 1)) + (yy.sum() - yy.trace()) / (m * (m - 1))
+    return within - 2 * kernel(x, y).mean()
+
+
+class KID(Metric):
+    better: ClassVar[Literal["higher", "lower"]] = "lower"
+
+    def __init__(
+        self,
+        networks: Networks,
+        spec: TokenSpec,
+        *,
+        network: Reference = "@judge",
+        blocks: Annotated[int, Field(ge=2)] = 10,
+        block: Annotated[int, Field(ge=2)] = 1000,
+    ) -> None:
+        self.name, self.network, self.blocks = f"kid_{network.removeprefix('@')}", refer(networks, network), blocks
+        self.real, self.drawn = Reservoir(blocks * block, 0), Reservoir(blocks * block, 1)
+
+    @torch.no_grad()
+    def update(self, batch: EvaluationBatch) -> None:
+        for reservoir, images in ((self.real, batch.heldout), (self.drawn, batch.samples)):
+            if images is not None:
+                reservoir.update(self.network.features(images))
+
+    def merge(self, other: Metric) -> None:
+        assert isinstance(other, KID)
+        self.real.merge(other.real)
+        self.drawn.merge(other.drawn)
+
+    def compute(self) -> dict[str, float]:
+        real, drawn = self.real.rows, self.drawn.rows
+        if real is None or drawn is None or min(len(real), len(drawn)) < 2 * self.blocks:
+            return {}
+        mean = Mean()
+        sides = [_shuffled(r.rows, r.keys).chunk(self.blocks) for r in (self.real, self.drawn) if r.rows is not None]
+        for x, y in zip(*sides, strict=False):
+            mean.update(squared_discrepancy(x, y)[None])
+        return mean.named(self.name)
+
+
+def _shuffled(rows: Tensor, keys: Tensor) -> Tensor:
+    """In the order of their random numbers: neighbours of the stream come apart."""
+    return rows[keys.argsort()]
