@@ -47,7 +47,8 @@ def ours(samples: int, width: int) -> tuple[float, float, float]:
             moments.update(batch)
             updating += time.perf_counter() - started
     real, drawn = sides
-    assert real.mean is not None and drawn.mean is not None
+    assert real.mean is not None
+    assert drawn.mean is not None
     started = time.perf_counter()
     distance = frechet_distance(real.mean, real.covariance(), drawn.mean, drawn.covariance())
     return distance, updating, time.perf_counter() - started
@@ -78,7 +79,9 @@ def main() -> None:
     rounds = [(ours(chosen.samples, chosen.width), theirs(chosen.samples, chosen.width)) for _ in range(chosen.rounds)]
     for name, which in (("tessera", 0), ("torchmetrics", 1)):
         distance, update, compute = (statistics.median(r[which][part] for r in rounds) for part in range(3))
-        print(f"{name:12} distance {distance:.6f}  update {update:6.1f} s  compute {compute:6.1f} s  {update + compute:6.1f} s")
+        print(
+            f"{name:12} distance {distance:.6f}  update {update:6.1f} s  compute {compute:6.1f} s  {update + compute:6.1f} s"
+        )
     ratio = statistics.median(sum(r[1][1:]) / sum(r[0][1:]) for r in rounds)
     print(f"ratio {ratio:.2f}")
     found, expected = rounds[0][0][0], rounds[0][1][0]

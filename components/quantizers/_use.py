@@ -40,7 +40,7 @@ class CodeUse(nn.Module):
         seen, self.seen = self.seen, []
         codes = torch.cat(seen) if seen else self.counts.new_zeros(0, dtype=torch.int64)
         counts = distributed.all_sum(torch.bincount(codes, minlength=self.size).float())
-        if not bool(counts.any()):
+        if not len(codes) and not bool(counts.any()):
             return False
         self.counts.lerp_(counts, 1 - self.decay)
         return True

@@ -32,6 +32,9 @@ class FSQ(Quantizer):
 
     basis: Tensor
     counts: Tensor
+    width: Tensor
+    offset: Tensor
+    shift: Tensor
 
     def __init__(self, dim: int, *, levels: Levels = (8, 5, 5, 5)) -> None:
         super().__init__()
@@ -39,22 +42,23 @@ class FSQ(Quantizer):
         self.down, self.up = nn.Linear(dim, len(levels)), nn.Linear(len(levels), dim)
         counts = torch.tensor(levels)
         self.register_buffer("counts", counts, persistent=False)
+        width = (counts - 1) * (1 + 1e-3) / 2
+        offset = torch.where(counts % 2 == 0, 0.5, 0.0)
+        for name, value in (("width", width), ("offset", offset), ("shift", (offset / width).atanh())):
+            self.register_buffer(name, value, persistent=False)
         self.use = CodeUse(self.codebook_sizes[0])
         self.register_buffer("basis", torch.cumprod(torch.cat([counts.new_ones(1), counts[:-1]]), 0), persistent=False)
 
     def bound(self, channels: Tensor) -> Tensor:
         """To the width of the levels; an even count is shifted by one half so that rounding gives exactly it (sec. 3)."""
-        half = (self.counts - 1) * (1 + 1e-3) / 2
-        offset = torch.where(self.counts % 2 == 0, 0.5, 0.0)
-        shift = (offset / half).atanh()
-        return (channels + shift).tanh() * half - offset
+        return (channels + self.shift).tanh() * self.width - self.offset
 
     def forward(self, latents: Tensor) -> Quantized:
         with full_precision(latents):
             bounded = self.bound(self.down(latents.float()))  # [B, N, channels]
             rounded = straight_through(bounded, bounded.round())
             half = self.counts // 2
-            codes = ((rounded.detach() + half).round().long() * self.basis).sum(-1, keepdim=True)
+            codes = ((rounded.detach().long() + half) * self.basis).sum(-1, keepdim=True)
             if self.training:
                 self.use.see(codes)
             return Quantized(self.up(rounded / half), codes)
