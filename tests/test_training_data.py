@@ -53,7 +53,9 @@ def ctx(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
     weights = np.where(pool % 5 == 0, 0.0, np.where(pool % 5 == 1, 3.0, 1.0))
     np.save(outputs[1] / "sample_weights.npy", weights)
     (outputs[1] / "mixture.json").write_text(json.dumps({"target_share": 0.5}))
-    (outputs[2] / "tokens.json").write_text(json.dumps({"spec": {"codebook_sizes": [9], "positions": 2, "layout": "sequence"}}))
+    (outputs[2] / "tokens.json").write_text(
+        json.dumps({"spec": {"codebook_sizes": [9], "positions": 2, "layout": "sequence"}})
+    )
     for split in ("train", "target"):
         for name in shards.shard_names(ctx.files("dataset"), split):
             (outputs[2] / name).parent.mkdir(exist_ok=True)

@@ -30,7 +30,9 @@ def perturbed(latents: Tensor, codes: Tensor, quantizer: VQ, *, rate: float, sha
     flat = quantizer.assignment.prepare(latents[:images].float().flatten(0, 1))
     table = quantizer.assignment.prepare(quantizer.codebook.table())
     near = quantizer.assignment.logits(flat, table).topk(min(nearest, len(table)), -1).indices  # [images * N, nearest]
-    drawn = near.gather(1, torch.randint(near.shape[1], (len(near), 1), device=near.device)).view(images, codes.shape[1], 1)
+    drawn = near.gather(1, torch.randint(near.shape[1], (len(near), 1), device=near.device)).view(
+        images, codes.shape[1], 1
+    )
     chosen = torch.rand(images, codes.shape[1], 1, device=codes.device) < rate
     return torch.cat([torch.where(chosen, drawn, codes[:images]), codes[images:]])
 
