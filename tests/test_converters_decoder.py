@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from components import registry
-from components.converters.decoder import ConversionError, from_transformers, to_transformers
+from components.converters._tensors import ConversionError
+from components.converters.decoder import from_transformers, to_transformers
 from components.interfaces import Generator, TokenSpec
 from components.sampling.engine import generate
 from components.sampling.rules import Greedy

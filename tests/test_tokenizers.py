@@ -18,6 +18,12 @@ CASES = {
         {"width": 8, "dim": 4, "downsample": 8, "quantizer": {"type": "fsq", "levels": [4, 3]}},
         {"width": 8, "dim": 4, "quantizer": {"type": "grouped_lfq", "groups": 2, "bits": 3}},
     ],
+    "vqgan": [
+        {
+            "base": 32, "multipliers": [1, 1, 1], "blocks": 1, "attention": [2], "latent": 8, "dim": 4,
+            "quantizer": {"type": "vq", "codebook_size": 16},
+        }
+    ],
     "vit_grid": [{"depth": 1, "width": 32, "heads": 2, "dim": 4, "quantizer": {"type": "vq", "codebook_size": 16}}],
     "query": [
         {"count": 6, "depth": 1, "width": 32, "heads": 2, "dim": 4, "quantizer": {"type": "vq", "codebook_size": 16}},

@@ -20,18 +20,13 @@ from components import registry
 from components.backbones._blocks import EPSILON
 from components.backbones.transformer import Transformer
 from components.conditioners.class_label import ClassLabel
+from components.converters._tensors import ConversionError
 from components.generators.next_token import NextToken
 from components.heads.categorical import Categorical
 from components.interfaces import Generator, TokenSpec
 
 if TYPE_CHECKING:
     from transformers import Qwen3ForCausalLM
-
-
-class ConversionError(ValueError):
-    """A model that the other format cannot hold; says what it was and what is expected."""
-
-    user_error = True
 
 
 def to_transformers(model: Generator) -> Qwen3ForCausalLM:
