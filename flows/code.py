@@ -31,7 +31,7 @@ _HELPERS = {"flows.data", "flows.networks", "flows.pictures", "flows.serving"}
 
 def of_recipe(project: Path, recipe: dict[str, Any], stages: list[str]) -> dict[str, str]:
     """The `code` section of a resolved recipe."""
-    return stage_hashes(project, runs.sections_read(project), recipe, stages, runs.sections_loaded(project))
+    return stage_hashes(project, runs.sections_read(project), recipe, stages, runs.sections_loaded(project, recipe))
 
 
 def stage_hashes(

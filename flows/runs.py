@@ -100,11 +100,11 @@ REFERENCE = re.compile(r"@(?P<name>[\w-]+)")
 _LOADED = {"tokenizer": "tokenizer", "generator": "generator", "posttraining": "generator", "networks": "networks"}
 
 
-def sections_loaded(project: Path) -> dict[str, list[str]]:
-    """The recipe sections whose trained components each stage loads, by its inputs in `dvc.yaml`."""
+def sections_loaded(project: Path, recipe: dict[str, Any]) -> dict[str, list[str]]:
+    """The recipe sections whose trained components each stage of a resolved recipe loads, by its inputs."""
     return {
         name: [_LOADED[output] for dep in stage.get("deps", []) if (output := Path(dep).name) in _LOADED]
-        for name, stage in template(project)["stages"].items()
+        for name, stage in graph_for(project, recipe)["stages"].items()
     }
 
 

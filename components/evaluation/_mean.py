@@ -12,6 +12,7 @@ Z = 1.959963984540054  # 95 % of a normal distribution lie within so many standa
 class Mean:
     """Of numbers that come in batches and from several workers; count, mean and sum of squares about it in float64.
 
+    >>> import torch
     >>> mean = Mean()
     >>> mean.update(torch.tensor([1.0, 2.0, 3.0]))
     >>> mean.named("x")["x"]
