@@ -405,6 +405,17 @@ def gc(
 
 
 @app.command()
+def components(
+    kind: Annotated[str, typer.Argument(help="a kind, such as Quantizer; default: all")] = "",
+    markdown: Annotated[bool, typer.Option(help="as the page docs/components.md")] = False,
+) -> None:
+    """List what recipes can be made of."""
+    from flows import parts
+
+    parts.show(kind, markdown)
+
+
+@app.command()
 def schema(output: Annotated[Path, typer.Option("-o", "--output")] = Path("recipes/.schema.json")) -> None:
     """Write the JSON schema of recipes, so that editors complete them."""
     import json
