@@ -18,7 +18,7 @@ def test_every_built_in_is_listed_with_what_it_is() -> None:
     assert set(found) == set(KINDS)
     for kind, package in found.items():
         rows = parts.listed(package)
-        built_in = {name for name in registry.names(KINDS[kind])}
+        built_in = set(registry.names(KINDS[kind]))
         assert {name for name, _ in rows} == built_in
         assert all(len(says) > 10 for _, says in rows), kind
 
