@@ -26,6 +26,7 @@ DIM = 6
 SMALL = {
     "vq": {"codebook_size": 16},
     "rvq": {"codebook_size": 16, "stages": 3},
+    "additive": {"codebook_size": 8, "codebooks": 2},
     "product": {"codebook_size": 16, "groups": 2},
     "fsq": {"levels": [5, 4, 3]},
     "lfq": {"bits": 4},
