@@ -19,7 +19,7 @@ def body(ctx: StageContext) -> dict[str, float]:
     from components.data import shards
     from components.data.batches import to_float
     from components.interfaces import Tokenizer, Transform
-    from components.quantizers._codebook import usage
+    from components.tokenizers._tokens import Counts
     from components.training import distributed
     from components.training.config import Train
     from components.training.trainer import train
@@ -43,7 +43,9 @@ def body(ctx: StageContext) -> dict[str, float]:
     tokens = torch.cat([tokenizer.encode(part.to(device)) for part in held_out.split(256)])
     drawn = torch.cat([tokenizer.decode(part).cpu() for part in tokens.split(256)])
     ctx.figure("reconstructions", pictures.pairs(held_out[:20], drawn[:20]))
-    share, perplexity = usage(torch.bincount(tokens.flatten(), minlength=tokenizer.spec.vocabulary))
+    counts = Counts(tokenizer.spec)
+    counts.see(tokens)
+    share, perplexity = counts.usage()
     error = (drawn - held_out).square().flatten(1).mean(1) / 4  # pixels in [0, 1]
     return {
         "psnr": float(-10 * error.clamp(min=1e-10).log10().mean()),

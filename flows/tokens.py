@@ -34,7 +34,7 @@ def body(ctx: StageContext) -> dict[str, float]:
     from components.data import shards
     from components.data.batches import to_float
     from components.interfaces import Tokenizer
-    from components.quantizers._codebook import usage
+    from components.tokenizers._tokens import Counts
     from components.training import distributed
     from flows.validation import TOKENS, judged, load_suite, token_frame
     from infra import validation
@@ -51,7 +51,7 @@ def body(ctx: StageContext) -> dict[str, float]:
     metrics: dict[str, float] = {"vocabulary": spec.vocabulary, "length": spec.length}
     done = 0
     for split in about["splits"]:
-        counts, rows = torch.zeros(spec.vocabulary, dtype=torch.int64), 0
+        counts, rows = Counts(spec), 0
         for name, images, labels in decoded(files, split, about["classes"], image):
             parts = []
             for start in range(0, len(images), _BATCH):
@@ -59,12 +59,12 @@ def body(ctx: StageContext) -> dict[str, float]:
                 done += len(parts[-1])
                 ctx.progress(done, total, split)
             tokens = torch.cat(parts)
-            counts += torch.bincount(tokens.flatten(), minlength=spec.vocabulary)
+            counts.see(tokens)
             rows += len(tokens)
             base = name.removesuffix(".parquet")
             ctx.keep([_put(ctx, f"{base}.tokens.npy", tokens.numpy().astype(kind))])
             ctx.keep([_put(ctx, f"{base}.labels.npy", labels)])
-        share, perplexity = usage(counts)
+        share, perplexity = counts.usage()
         metrics |= {f"{split}.rows": rows, f"{split}.usage": share, f"{split}.perplexity": perplexity}
     summary = {"spec": asdict(spec), "classes": about["classes"], "target_classes": about["target_classes"]}
     (ctx.output / "tokens.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")

@@ -210,16 +210,15 @@ def token_frame(files: Files, end: int | None = None) -> pd.DataFrame:
     import torch
 
     from components.interfaces import TokenSpec
-    from components.quantizers._codebook import usage
+    from components.tokenizers._tokens import Counts
 
-    vocabulary = TokenSpec.of(json.loads(files.path("tokens.json").read_text())["spec"]).vocabulary
-    counts = np.zeros(vocabulary, dtype=np.int64)
+    spec = TokenSpec.of(json.loads(files.path("tokens.json").read_text())["spec"])
+    counts = Counts(spec)
     parts = []
     for name, first, tokens in _blocks(files):
         split = name.partition("/")[0]
         if split == "train":
-            inside = tokens[(tokens >= 0) & (tokens < vocabulary)]
-            counts += np.bincount(inside, minlength=vocabulary)
+            counts.see(torch.from_numpy(tokens))
         ordered = np.sort(tokens, axis=1)
         ended = None if end is None else (tokens == end).any(axis=1).astype(float)
         parts.append(
@@ -235,9 +234,9 @@ def token_frame(files: Files, end: int | None = None) -> pd.DataFrame:
                 }
             )
         )
-    share, perplexity = usage(torch.from_numpy(counts))
-    whole = {"vocabulary": vocabulary, "codebook_usage": share, "perplexity": perplexity}
-    return pd.concat(parts, ignore_index=True).assign(**whole, dead_codes=int((counts == 0).sum()))
+    share, perplexity = counts.usage()
+    whole = {"vocabulary": spec.vocabulary, "codebook_usage": share, "perplexity": perplexity}
+    return pd.concat(parts, ignore_index=True).assign(**whole, dead_codes=counts.dead())
 
 
 def _blocks(files: Files) -> Iterator[tuple[str, int, np.ndarray]]:

@@ -1,6 +1,6 @@
 """How much of the vocabulary the tokenizer uses on held-out images.
 
-`codebook_usage` is the share of the V tokens that occur at all; `codebook_perplexity` = exp(entropy of the token
+`codebook_usage` is the share of the codes that occur at all; `codebook_perplexity` = exp(entropy of the code
 frequencies, nats), between 1 (one token for everything) and V (all equally often). Both are taken over all positions
 together. Usage grows with the number of images, so compare it at equal numbers only. Deliberately absent: a value for
 each position.
@@ -10,28 +10,26 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
-
 from components.interfaces import EvaluationBatch, Metric, Networks, TokenSpec
-from components.quantizers._codebook import usage
+from components.tokenizers._tokens import Counts
 
 
 class CodebookUsage(Metric):
     better: ClassVar[Literal["higher", "lower"]] = "higher"
 
     def __init__(self, networks: Networks, spec: TokenSpec) -> None:
-        self.counts = torch.zeros(spec.vocabulary, dtype=torch.int64)
+        self.counts = Counts(spec)
 
     def update(self, batch: EvaluationBatch) -> None:
         if batch.tokens is not None:
-            self.counts += torch.bincount(batch.tokens.flatten().cpu(), minlength=len(self.counts))
+            self.counts.see(batch.tokens)
 
     def merge(self, other: Metric) -> None:
         assert isinstance(other, CodebookUsage)
-        self.counts += other.counts
+        self.counts.merge(other.counts)
 
     def compute(self) -> dict[str, float]:
-        if not self.counts.sum():
+        if not self.counts:
             return {}
-        share, perplexity = usage(self.counts)
+        share, perplexity = self.counts.usage()
         return {"codebook_usage": share, "codebook_perplexity": perplexity}

@@ -77,7 +77,9 @@ class Additive(Quantizer):
                 self._seen.append((flat, codes))
                 for use, group in zip(self.uses, codes.unbind(-1), strict=True):
                     use.see(group)
-            return Quantized(straight_through(latents, vectors), codes.view(*latents.shape[:2], len(self.table)), losses)
+            return Quantized(
+                straight_through(latents, vectors), codes.view(*latents.shape[:2], len(self.table)), losses
+            )
 
     def decode(self, codes: Tensor) -> Tensor:
         total = self.table[0][codes[..., 0]]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from components.interfaces import TokenSpec
+from components.quantizers._codebook import usage
 
 
 def to_tokens(codes: Tensor) -> Tensor:
@@ -35,3 +36,40 @@ def check_codes(codes: Tensor, sizes: tuple[int, ...]) -> None:
         if found.numel() and not (int(found.min()) >= 0 and int(found.max()) < size):
             which = "" if len(sizes) == 1 else f" as code {group} of a position"
             raise ValueError(f"tokens must be in [0, {size}){which}, got {int(found.min())}..{int(found.max())}")
+
+
+class Counts:
+    """How often each code of each codebook occurs, streaming.
+
+    >>> counts = Counts(TokenSpec((4, 2), 1, "sequence"))
+    >>> counts.see(torch.tensor([[0, 1], [3, 1]]))
+    >>> counts.usage(), counts.dead()
+    ((0.5, 1.5), 3)
+    """
+
+    def __init__(self, spec: TokenSpec) -> None:
+        self.spec = spec
+        self.counts = [torch.zeros(size, dtype=torch.int64) for size in spec.codebook_sizes]
+
+    def see(self, tokens: Tensor) -> None:
+        """[B, L]; what is no code is not counted"""
+        codes = tokens.cpu().reshape(-1, self.spec.codes)
+        for counts, column in zip(self.counts, codes.unbind(1), strict=True):
+            inside = column[(column >= 0) & (column < len(counts))]
+            counts += torch.bincount(inside, minlength=len(counts))
+
+    def merge(self, other: Counts) -> None:
+        for mine, its in zip(self.counts, other.counts, strict=True):
+            mine += its
+
+    def usage(self) -> tuple[float, float]:
+        """(share of codes that occur, perplexity), means over codebooks"""
+        found = [usage(counts) for counts in self.counts]
+        return sum(share for share, _ in found) / len(found), sum(p for _, p in found) / len(found)
+
+    def dead(self) -> int:
+        """Codes that do not occur, in all codebooks"""
+        return sum(int((counts == 0).sum()) for counts in self.counts)
+
+    def __bool__(self) -> bool:
+        return bool(self.counts[0].any())
