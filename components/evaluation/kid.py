@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from components.evaluation._mean import Mean
-from components.evaluation._reservoir import Reservoir
-from components.interfaces import EvaluationBatch, Metric, Networks, TokenSpec
-from components.networks import Reference, refer
+from components.evaluation._sides import TwoSides
+from components.interfaces import Networks, TokenSpec
+from components.networks import Reference
 
 
 def squared_discrepancy(x: Tensor, y: Tensor) -> Tensor:
@@ -33,7 +32,7 @@ def squared_discrepancy(x: Tensor, y: Tensor) -> Tensor:
     return within - 2 * kernel(x, y).mean()
 
 
-class KID(Metric):
+class KID(TwoSides):
     better: ClassVar[Literal["higher", "lower"]] = "lower"
 
     def __init__(
@@ -45,19 +44,8 @@ class KID(Metric):
         blocks: Annotated[int, Field(ge=2)] = 10,
         block: Annotated[int, Field(ge=2)] = 1000,
     ) -> None:
-        self.name, self.network, self.blocks = f"kid_{network.removeprefix('@')}", refer(networks, network), blocks
-        self.real, self.drawn = Reservoir(blocks * block, 0), Reservoir(blocks * block, 1)
-
-    @torch.no_grad()
-    def update(self, batch: EvaluationBatch) -> None:
-        for reservoir, images in ((self.real, batch.heldout), (self.drawn, batch.samples)):
-            if images is not None:
-                reservoir.update(self.network.features(images))
-
-    def merge(self, other: Metric) -> None:
-        assert isinstance(other, KID)
-        self.real.merge(other.real)
-        self.drawn.merge(other.drawn)
+        self.name, self.blocks = f"kid_{network.removeprefix('@')}", blocks
+        self.keep(networks, network, blocks * block)
 
     def compute(self) -> dict[str, float]:
         real, drawn = self.real.rows, self.drawn.rows

@@ -17,9 +17,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from components.evaluation._reservoir import Reservoir
-from components.interfaces import EvaluationBatch, Metric, Networks, TokenSpec
-from components.networks import Reference, refer
+from components.evaluation._sides import TwoSides
+from components.interfaces import Networks, TokenSpec
+from components.networks import Reference
 
 _ROWS = 512  # distances to so many vectors at a time
 
@@ -34,7 +34,7 @@ def inside(points: Tensor, features: Tensor, reach: Tensor) -> Tensor:
     return torch.cat([(torch.cdist(part, features) <= reach).any(1) for part in points.split(_ROWS)])
 
 
-class PrecisionRecall(Metric):
+class PrecisionRecall(TwoSides):
     better: ClassVar[Literal["higher", "lower"]] = "higher"
 
     def __init__(
@@ -46,19 +46,8 @@ class PrecisionRecall(Metric):
         neighbours: Annotated[int, Field(ge=1)] = 3,
         most: Annotated[int, Field(ge=2)] = 10_000,
     ) -> None:
-        self.network, self.neighbours = refer(networks, network), neighbours
-        self.real, self.drawn = Reservoir(most, 0), Reservoir(most, 1)
-
-    @torch.no_grad()
-    def update(self, batch: EvaluationBatch) -> None:
-        for reservoir, images in ((self.real, batch.heldout), (self.drawn, batch.samples)):
-            if images is not None:
-                reservoir.update(self.network.features(images))
-
-    def merge(self, other: Metric) -> None:
-        assert isinstance(other, PrecisionRecall)
-        self.real.merge(other.real)
-        self.drawn.merge(other.drawn)
+        self.neighbours = neighbours
+        self.keep(networks, network, most)
 
     def compute(self) -> dict[str, float]:
         real, drawn = self.real.rows, self.drawn.rows

@@ -17,18 +17,18 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from components.interfaces import Quantized, Quantizer
+from components.interfaces import Quantized
 from components.quantizers._codebook import full_precision, nearest, picked, straight_through
-from components.quantizers._use import CodeUse, together
+from components.quantizers._several import OfUses
 from components.training import distributed
 
 _ROWS = 1024  # latents searched at a time
 
 
-class Additive(Quantizer):
+class Additive(OfUses):
     """`codebooks` codes a latent; solving takes (codebooks * codebook_size)^3, so a few hundred codes in all are meant.
 
     >>> quantizer = Additive(4, codebooks=2, codebook_size=16)
@@ -53,15 +53,13 @@ class Additive(Quantizer):
         commitment_weight: Annotated[float, Field(ge=0)] = 0.25,
     ) -> None:
         super().__init__()
-        self.codebook_sizes = (codebook_size,) * codebooks
+        self.count([codebook_size] * codebooks)
         self.beam, self.decay, self.ridge, self.commitment_weight = beam, decay, ridge, commitment_weight
         every = codebooks * codebook_size
         self.register_buffer("table", torch.randn(codebooks, codebook_size, dim) * codebooks**-0.5)
         self.register_buffer("pairs", torch.zeros(every, every))
         self.register_buffer("sums", torch.zeros(every, dim))
         self.register_buffer("filled", torch.zeros((), dtype=torch.bool))
-        uses = [CodeUse(codebook_size) for _ in range(codebooks)]
-        self.uses, self.use = uses, nn.ModuleList(uses)
         self._seen: list[tuple[Tensor, Tensor]] = []  # latents [n, D], codes [n, M]
 
     def forward(self, latents: Tensor) -> Quantized:
@@ -117,13 +115,9 @@ class Additive(Quantizer):
             codes = torch.cat([kept, code[..., None]], -1)
         return codes[:, 0]  # topk gives the best first
 
-    def statistics(self) -> dict[str, float]:
-        return together([use.statistics() for use in self.uses])
-
     def before_step(self, step: int) -> None:
         self._seen = []
-        for use in self.uses:
-            use.forget()
+        super().before_step(step)
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -132,8 +126,7 @@ class Additive(Quantizer):
             return
         flat, codes = (torch.cat(part) for part in zip(*self._seen, strict=True))
         self._seen = []
-        for use in self.uses:
-            use.take()
+        super().after_step(step)
         books, size, dim = self.table.shape
         chosen = (
             F.one_hot(codes + size * torch.arange(books, device=codes.device), books * size).sum(1).float()

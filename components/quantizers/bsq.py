@@ -19,14 +19,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.interfaces import Quantized, Quantizer
+from components.interfaces import Quantized
 from components.quantizers._bits import sign, to_codes, to_signs
 from components.quantizers._codebook import full_precision, straight_through
-from components.quantizers._use import CodeUse, together
+from components.quantizers._several import OfUses
 from components.registry import ComponentError
 
 
-class BSQ(Quantizer):
+class BSQ(OfUses):
     """`bits` / `per_code` codes a latent.
 
     >>> BSQ(8, bits=18, per_code=9)(torch.randn(2, 9, 8)).codes.shape
@@ -47,10 +47,8 @@ class BSQ(Quantizer):
             raise ComponentError(f"must divide bits ({bits}), got {per_code}", ("per_code",))
         self.bits, self.per_code, self.temperature = bits, per_code, temperature
         self.entropy_weight = entropy_weight
-        self.codebook_sizes = (2**per_code,) * (bits // per_code)
+        self.count([2**per_code] * (bits // per_code))
         self.down, self.up = nn.Linear(dim, bits), nn.Linear(bits, dim)
-        uses = [CodeUse(2**per_code) for _ in self.codebook_sizes]
-        self.uses, self.use = uses, nn.ModuleList(uses)
 
     def forward(self, latents: Tensor) -> Quantized:
         with full_precision(latents):
@@ -72,17 +70,6 @@ class BSQ(Quantizer):
         logits = 4 * sphere.flatten(0, -2) * self.bits**-0.5 / self.temperature
         each = _binary_entropy(logits.sigmoid()).sum(-1).mean()
         return each - _binary_entropy(logits.sigmoid().mean(0)).sum()
-
-    def statistics(self) -> dict[str, float]:
-        return together([use.statistics() for use in self.uses])
-
-    def before_step(self, step: int) -> None:
-        for use in self.uses:
-            use.forget()
-
-    def after_step(self, step: int) -> None:
-        for use in self.uses:
-            use.take()
 
 
 def _binary_entropy(p: Tensor) -> Tensor:

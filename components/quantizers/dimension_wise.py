@@ -17,11 +17,11 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from components.interfaces import Quantized, Quantizer
+from components.interfaces import Quantized
 from components.quantizers._codebook import full_precision, straight_through
-from components.quantizers._use import CodeUse, together
+from components.quantizers._several import OfUses
 from components.registry import ComponentError
 
 _EDGE = 3.0  # standard deviations
@@ -37,7 +37,7 @@ def normal_bins(bits: int) -> tuple[Tensor, Tensor]:
     return edges, -density.diff() / mass
 
 
-class DimensionWise(Quantizer):
+class DimensionWise(OfUses):
     """D codes a latent of width D, `bits` bits each.
 
     >>> quantizer = DimensionWise(4, bits=3)
@@ -60,12 +60,10 @@ class DimensionWise(Quantizer):
         super().__init__()
         if high <= low:
             raise ComponentError(f"must be above low ({low}), got {high}", ("high",))
-        self.codebook_sizes = (2**bits,) * dim
+        self.count([2**bits] * dim)
         self.register_buffer("values", normal_bins(bits)[1].float(), persistent=False)
         self.register_buffer("low", torch.full((dim,), low))
         self.register_buffer("high", torch.full((dim,), high))
-        uses = [CodeUse(2**bits) for _ in range(dim)]
-        self.uses, self.use = uses, nn.ModuleList(uses)
 
     @torch.no_grad()
     def fit(self, latents: Tensor, deviations: float = _EDGE) -> None:
@@ -89,14 +87,3 @@ class DimensionWise(Quantizer):
 
     def decode(self, codes: Tensor) -> Tensor:
         return (self.values[codes] + _EDGE) / (2 * _EDGE) * (self.high - self.low) + self.low
-
-    def statistics(self) -> dict[str, float]:
-        return together([use.statistics() for use in self.uses])
-
-    def before_step(self, step: int) -> None:
-        for use in self.uses:
-            use.forget()
-
-    def after_step(self, step: int) -> None:
-        for use in self.uses:
-            use.take()

@@ -20,13 +20,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.interfaces import Quantized, Quantizer
+from components.interfaces import Quantized
 from components.quantizers._bits import sign, to_codes, to_signs
 from components.quantizers._codebook import entropy_loss, full_precision, straight_through
-from components.quantizers._use import CodeUse, together
+from components.quantizers._several import OfUses
 
 
-class GroupedLFQ(Quantizer):
+class GroupedLFQ(OfUses):
     """`groups` codes of `bits` bits a latent.
 
     >>> quantizer = GroupedLFQ(8, groups=3, bits=4)
@@ -47,12 +47,11 @@ class GroupedLFQ(Quantizer):
         temperature: Annotated[float, Field(gt=0)] = 0.01,
     ) -> None:
         super().__init__()
-        self.codebook_sizes, self.bits, self.temperature = (2**bits,) * groups, bits, temperature
+        self.count([2**bits] * groups)
+        self.bits, self.temperature = bits, temperature
         self.entropy_weight, self.commitment_weight = entropy_weight, commitment_weight
         self.down, self.up = nn.Linear(dim, groups * bits), nn.Linear(groups * bits, dim)
         self.register_buffer("every", to_signs(torch.arange(2**bits), bits), persistent=False)
-        uses = [CodeUse(2**bits) for _ in range(groups)]
-        self.uses, self.use = uses, nn.ModuleList(uses)
 
     def forward(self, latents: Tensor) -> Quantized:
         with full_precision(latents):
@@ -75,14 +74,3 @@ class GroupedLFQ(Quantizer):
             logits = 2 * channels.flatten(0, -2) @ self.every.T / self.temperature  # [B N groups, 2^bits]
             losses["entropy"] = self.entropy_weight * entropy_loss(logits)
         return losses
-
-    def statistics(self) -> dict[str, float]:
-        return together([use.statistics() for use in self.uses])
-
-    def before_step(self, step: int) -> None:
-        for use in self.uses:
-            use.forget()
-
-    def after_step(self, step: int) -> None:
-        for use in self.uses:
-            use.take()

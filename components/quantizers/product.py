@@ -15,13 +15,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from components.interfaces import Assignment, Codebook, GradientEstimator, Quantized, Quantizer, Regularizer, Revival
-from components.quantizers._use import together
-from components.quantizers.vq import COMMITMENT, EUCLIDEAN, MOVING_AVERAGE, REPLACE_UNUSED, STRAIGHT_THROUGH, VQ
+from components.interfaces import Assignment, Codebook, GradientEstimator, Quantized, Regularizer, Revival
+from components.quantizers._several import OfVQs
+from components.quantizers.vq import COMMITMENT, EUCLIDEAN, MOVING_AVERAGE, REPLACE_UNUSED, STRAIGHT_THROUGH
 from components.registry import ComponentError, Spec
 
 
-class Product(Quantizer):
+class Product(OfVQs):
     """`groups` codes a latent; `groups` divides the latent's width.
 
     >>> Product(6, groups=2, codebook_size=16)(torch.randn(2, 9, 6)).codes.shape
@@ -44,18 +44,7 @@ class Product(Quantizer):
         if dim % groups:
             raise ComponentError(f"must divide the width of a latent ({dim}), got {groups}", ("groups",))
         self.codebook_sizes = (codebook_size,) * groups
-        parts = [
-            VQ(
-                dim // groups,
-                codebook_size=codebook_size,
-                codebook=codebook,
-                assignment=assignment,
-                gradient=gradient,
-                regularizers=regularizers,
-                revival=revival,
-            )
-            for _ in range(groups)
-        ]
+        parts = self.make(groups, dim // groups, codebook_size, codebook, assignment, gradient, regularizers, revival)
         self.parts, self.groups = parts, nn.ModuleList(parts)
 
     def forward(self, latents: Tensor) -> Quantized:
@@ -68,14 +57,3 @@ class Product(Quantizer):
 
     def decode(self, codes: Tensor) -> Tensor:
         return torch.cat([part.decode(code) for part, code in zip(self.parts, codes.split(1, -1), strict=True)], -1)
-
-    def statistics(self) -> dict[str, float]:
-        return together([part.statistics() for part in self.parts])
-
-    def before_step(self, step: int) -> None:
-        for part in self.parts:
-            part.before_step(step)
-
-    def after_step(self, step: int) -> None:
-        for part in self.parts:
-            part.after_step(step)

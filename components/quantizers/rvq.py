@@ -18,14 +18,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from components.interfaces import Assignment, Codebook, GradientEstimator, Quantized, Quantizer, Regularizer, Revival
+from components.interfaces import Assignment, Codebook, GradientEstimator, Quantized, Regularizer, Revival
 from components.quantizers._codebook import full_precision
-from components.quantizers._use import together
-from components.quantizers.vq import COMMITMENT, EUCLIDEAN, MOVING_AVERAGE, REPLACE_UNUSED, STRAIGHT_THROUGH, VQ
+from components.quantizers._several import OfVQs
+from components.quantizers.vq import COMMITMENT, EUCLIDEAN, MOVING_AVERAGE, REPLACE_UNUSED, STRAIGHT_THROUGH
 from components.registry import Spec
 
 
-class RVQ(Quantizer):
+class RVQ(OfVQs):
     """`stages` codes a latent.
 
     >>> quantizer = RVQ(4, stages=3, codebook_size=16)
@@ -48,18 +48,7 @@ class RVQ(Quantizer):
     ) -> None:
         super().__init__()
         self.codebook_sizes, self.stage_dropout = (codebook_size,) * stages, stage_dropout
-        parts = [
-            VQ(
-                dim,
-                codebook_size=codebook_size,
-                codebook=codebook,
-                assignment=assignment,
-                gradient=gradient,
-                regularizers=regularizers,
-                revival=revival,
-            )
-            for _ in range(stages)
-        ]
+        parts = self.make(stages, dim, codebook_size, codebook, assignment, gradient, regularizers, revival)
         self.parts, self.stages = parts, nn.ModuleList(parts)
 
     def forward(self, latents: Tensor) -> Quantized:
@@ -89,14 +78,3 @@ class RVQ(Quantizer):
         for stage in range(1, codes.shape[-1]):
             total = total + self.parts[stage].decode(codes[..., stage : stage + 1])
         return total
-
-    def statistics(self) -> dict[str, float]:
-        return together([part.statistics() for part in self.parts])
-
-    def before_step(self, step: int) -> None:
-        for part in self.parts:
-            part.before_step(step)
-
-    def after_step(self, step: int) -> None:
-        for part in self.parts:
-            part.after_step(step)
