@@ -292,7 +292,7 @@ def test_statistics_count_what_was_used(name):
     assert 1 <= found["perplexity"] <= max(quantizer.codebook_sizes) + 1e-6
     assert 0 <= found["dead_codes"] <= sum(quantizer.codebook_sizes)
     fixed = torch.zeros(4, 9, DIM)
-    for step in range(700):  # one latent only, for ever: one code of each codebook is left
+    for step in range(1200):  # one latent only, for ever: one code of each codebook is left
         quantizer.before_step(step)
         with torch.no_grad():
             quantizer(fixed[:1, :1])
