@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar
@@ -16,21 +17,26 @@ import torch
 from components import artifact, registry
 from components.data.batches import TokenBatches
 from components.generators._schedules import SHARES
-from components.interfaces import Autoregressive, Generator, Parallel, Silent, TokenSpec
+from components.generators.next_x import NextX
+from components.interfaces import Autoregressive, Batches, Generator, LatentSpec, Parallel, Silent, TokenSpec
 from components.training.config import Train
 from components.training.trainer import train
 
 SPEC, CLASSES = TokenSpec((7,), 5, "sequence"), 3
+LATENTS = LatentSpec(3, 16, (4, 4))
 BACKBONE = {"type": "transformer", "depth": 2, "width": 32, "heads": 4}
-ALL = {
-    name: {"type": name, "backbone": BACKBONE, "head": {"type": "categorical"}}
+OF_LATENTS = {name for name in registry.names(Generator) if issubclass(registry.lookup(Generator, name), NextX)}
+ALL: dict[str, dict[str, object]] = {
+    name: {"type": name, "backbone": {**BACKBONE, "type": "modulated_transformer"}}
+    if name in OF_LATENTS
+    else {"type": name, "backbone": BACKBONE, "head": {"type": "categorical"}}
     for name in registry.names(Generator)
-    if not getattr(registry.lookup(Generator, name), "continuous", False)  # tests/test_next_x.py
 }
 
 
-def build(name: str, spec: TokenSpec = SPEC, classes: int = CLASSES, **config: object) -> Generator:
+def build(name: str, spec: TokenSpec | LatentSpec | None = None, classes: int = CLASSES, **config: object) -> Generator:
     torch.manual_seed(0)
+    spec = spec or (LATENTS if name in OF_LATENTS else SPEC)
     generator = registry.build(Generator, ALL[name] | config, spec, classes).eval()
     for parameter in generator.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.1)
@@ -43,8 +49,37 @@ def batch(rows: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, torch.arange(rows) % (CLASSES + 1)  # the null class too
 
 
+def examples(name: str, rows: int = 6) -> dict[str, torch.Tensor]:
+    """What a generator is trained on."""
+    tokens, labels = batch(rows)
+    if name in OF_LATENTS:
+        return {"latents": torch.randn(rows, 16, 3, generator=torch.Generator().manual_seed(1)), "labels": labels}
+    return {"tokens": tokens, "labels": labels}
+
+
 def of_kind(kind: type[Generator]) -> list[str]:
     return [name for name in ALL if issubclass(registry.lookup(Generator, name), kind)]
+
+
+class Repeated:
+    """The same samples in each step."""
+
+    def __init__(self, samples: dict[str, torch.Tensor]) -> None:
+        self.samples = samples
+
+    def batch(self, step: int) -> dict[str, torch.Tensor]:
+        return self.samples
+
+
+def trained(make: Callable[[], Generator], batches: Batches, folder: Path, *until: int) -> dict[str, torch.Tensor]:
+    """The weights after training up to each of these steps, each time as a new process would: a fresh model, the
+    checkpoint's state."""
+    for steps in until:
+        generator = make()
+        config = Train(steps=steps, batch_size=8, schedule="constant")
+        train(generator, batches, config, checkpoints=folder, monitor=Silent(), seed=0)
+        torch.rand(7)  # whatever else draws random numbers
+    return generator.state_dict()
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -54,60 +89,68 @@ class TestGeneratorContract:
     @pytest.mark.parametrize("rows", [1, 2, 7])
     def test_losses_are_finite_and_train_everything(self, name: str, rows: int) -> None:
         generator = build(name)
-        tokens, labels = batch(rows)
-        losses = generator({"tokens": tokens, "labels": labels})
+        losses = generator(examples(name, rows))
         assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())
         losses["loss"].backward()
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in generator.parameters())
 
     def test_the_same_seed_gives_the_same_loss(self, name: str) -> None:
         generator = build(name).train()
-        tokens, labels = batch()
         found = []
         for seed in (3, 3, 4):
             torch.manual_seed(seed)
-            found.append(float(generator({"tokens": tokens, "labels": labels})["loss"]))
+            found.append(generator(examples(name))["loss"].item())
         assert found[0] == found[1]
         assert found[0] != found[2]  # dropout of conditions, at least
 
     def test_the_label_matters(self, name: str) -> None:
         generator = build(name)
-        tokens, _ = batch(1)
         found = []
         for label in range(4):
             torch.manual_seed(0)
-            found.append(float(generator({"tokens": tokens, "labels": torch.tensor([label])})["loss"]))
+            found.append(generator(examples(name, 1) | {"labels": torch.tensor([label])})["loss"].item())
         assert all(abs(a - b) > 1e-5 for a, b in itertools.combinations(found, 2))
 
     def test_saved_and_loaded_it_is_the_same(self, name: str, tmp_path: Path) -> None:
         generator = build(name)
         spec = registry.resolve(Generator, ALL[name])
-        artifact.save(tmp_path, Generator, spec.dump(), (SPEC, CLASSES), generator)
+        artifact.save(tmp_path, Generator, spec.dump(), (generator.spec, CLASSES), generator)
         loaded = artifact.load(tmp_path, Generator)
-        tokens, labels = batch()
         found = []
         for model in (generator, loaded):
             torch.manual_seed(0)
-            found.append(model({"tokens": tokens, "labels": labels})["loss"])
+            found.append(model(examples(name))["loss"])
         assert torch.equal(*found)
 
     def test_it_learns_what_is_certain(self, name: str) -> None:
+        """Each class has one sample. Of latents, the velocity has the variance of the noise, 1, to who does not look at it."""
         generator = build(name).train()
-        tokens = torch.tensor([[0, 1, 2, 3, 4], [6, 5, 4, 3, 2], [1, 1, 1, 1, 1]]).repeat(8, 1)
         labels = torch.arange(3).repeat(8)
+        if name in OF_LATENTS:
+            samples, measure, enough = {"latents": examples(name, 3)["latents"].repeat(8, 1, 1)}, "loss", 1.0
+        else:
+            tokens = torch.tensor([[0, 1, 2, 3, 4], [6, 5, 4, 3, 2], [1, 1, 1, 1, 1]]).repeat(8, 1)
+            samples, measure, enough = {"tokens": tokens}, "bits_per_token", 0.15
         optimizer = torch.optim.AdamW(generator.parameter_groups(), lr=3e-3)
         torch.manual_seed(0)
         for _ in range(90):
             optimizer.zero_grad()
-            generator({"tokens": tokens, "labels": labels})["loss"].backward()
+            generator(samples | {"labels": labels})["loss"].backward()
             optimizer.step()
-        assert generator.eval()({"tokens": tokens, "labels": labels})["bits_per_token"] < 0.15
+        assert generator.eval()(samples | {"labels": labels})[measure] < enough
 
-    def test_positions_of_several_codes(self, name: str) -> None:
-        spec = TokenSpec((3, 4), 3, "sequence")
-        generator = build(name, spec, head={"type": "factorised"})
-        tokens = torch.stack([torch.randint(size, (6, 3)) for size in (3, 4)], -1).flatten(1)
-        assert generator({"tokens": tokens, "labels": torch.arange(6) % 4})["loss"].isfinite()
+    def test_interrupted_training_is_the_same(self, name: str, tmp_path: Path) -> None:
+        batches = Repeated(examples(name, 8) | {"labels": torch.arange(8) % CLASSES})
+        whole, parts = (trained(lambda: build(name), batches, tmp_path / str(t), *t) for t in ((4,), (2, 4)))
+        assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+@pytest.mark.parametrize("name", sorted(set(ALL) - OF_LATENTS))
+def test_positions_of_several_codes(name: str) -> None:
+    spec = TokenSpec((3, 4), 3, "sequence")
+    generator = build(name, spec, head={"type": "factorised"})
+    tokens = torch.stack([torch.randint(size, (6, 3)) for size in (3, 4)], -1).flatten(1)
+    assert generator({"tokens": tokens, "labels": torch.arange(6) % 4})["loss"].isfinite()
 
 
 @pytest.mark.parametrize("name", of_kind(Autoregressive))
@@ -131,6 +174,11 @@ class TestAutoregressiveContract:
         for label in range(CLASSES + 1):
             total = generator.log_probs(every, torch.full((len(every),), label)).sum(1).double().exp().sum()
             assert total == pytest.approx(1.0, abs=1e-5)
+
+    @torch.no_grad()
+    def test_no_samples_have_no_likelihood(self, name: str) -> None:
+        tokens, labels = batch(0)
+        assert build(name).log_probs(tokens, labels).shape == (0, 5)
 
     @torch.no_grad()
     def test_a_rewound_state_has_forgotten(self, name: str) -> None:
@@ -162,6 +210,17 @@ class TestParallelContract:
         changed[:, 2] = (changed[:, 2] + 1) % 7
         assert (generator.predict(changed, known, labels) - expected).abs().amax((1, 2)).min() > 1e-4
         assert generator.predict(codes[:0], known[:0], labels[:0]).shape == (0, 5, 32)
+
+    @torch.no_grad()
+    def test_every_position_sees_every_other(self, name: str) -> None:
+        generator = build(name)
+        tokens, labels = batch(1)
+        codes, known = tokens[..., None], torch.ones(1, 5, dtype=torch.bool)
+        before = generator.predict(codes, known, labels)
+        for position in range(5):
+            changed = codes.clone()
+            changed[:, position] = (changed[:, position] + 1) % 7
+            assert (generator.predict(changed, known, labels) - before).abs().amax(2).min() > 1e-5
 
 
 def test_the_loss_of_next_token_is_the_mean_of_log_probs() -> None:
@@ -225,6 +284,15 @@ class TestRandomOrder:
         loss = model({"tokens": tokens, "labels": labels})["loss"]
         torch.testing.assert_close(loss, -model.log_probs(tokens, labels).mean())
 
+    def test_interrupted_training_goes_on_with_its_randomness(self, tmp_path: Path) -> None:
+        batches = Repeated(examples("random_order", 8) | {"labels": torch.arange(8) % CLASSES})
+        whole, parts = (
+            trained(lambda: build("random_order", anneal_from=1, anneal_to=6), batches, tmp_path / str(t), *t)
+            for t in ((5,), (3, 5))
+        )
+        assert all(torch.equal(whole[key], parts[key]) for key in whole)
+        assert float(whole["randomness"]) == pytest.approx(1 / 5)
+
     def test_annealing_backwards_is_refused(self) -> None:
         with pytest.raises(registry.ComponentError, match="anneal_from"):
             build("random_order", anneal_from=5, anneal_to=4)
@@ -278,6 +346,15 @@ class TestMaskedDiffusion:
         draws = generator.bound(tokens.expand(40_000, -1), torch.ones(40_000, dtype=torch.long))
         error = float(draws.std()) / 200  # of the mean, were the draws independent; stratified they vary less
         assert float(draws.mean()) == pytest.approx(float(exact), abs=4 * error)
+
+    def test_in_eval_too_every_row_meets_all_times(self) -> None:
+        """The chance that all N positions are hidden at time t is t^N; over 1/t and uniform times its mean is 1/N."""
+        generator = build("masked_diffusion", self.SPEC)
+        generator.nats = lambda codes, known, condition: torch.eye(3)[0] * ~known.any(1, keepdim=True)  # type: ignore
+        tokens, labels = torch.zeros(4, 3, dtype=torch.long), torch.zeros(4, dtype=torch.long)
+        torch.manual_seed(0)
+        found = torch.stack([generator.bound(tokens, labels) for _ in range(3000)]).mean(0)
+        torch.testing.assert_close(found, torch.full((4,), 1 / 3), atol=0.05, rtol=0)  # four standard deviations
 
     @torch.no_grad()
     def test_the_bound_is_above_the_likelihood_in_a_random_order(self) -> None:
@@ -336,18 +413,12 @@ class TestLabelDropout:
         assert ((seen[0] == CLASSES) | (seen[0] == 0)).all()
 
     def test_interrupted_training_drops_the_same_labels(self, tmp_path: Path) -> None:
-        def trained(folder: Path, *until: int) -> dict[str, torch.Tensor]:
-            tokens, labels = batch(64)
-            generator: Generator
-            for steps in until:  # each time a new process would start: a fresh model, the checkpoint's state
-                generator = build("next_token", condition_dropout=0.5)
-                config = Train(steps=steps, batch_size=8, schedule="constant")
-                batches = TokenBatches(tokens.numpy(), labels.numpy() % CLASSES, None, 8, 0)
-                train(generator, batches, config, checkpoints=folder, monitor=Silent(), seed=0)
-                torch.rand(7)  # whatever else draws random numbers
-            return generator.state_dict()
-
-        whole, parts = trained(tmp_path / "whole", 6), trained(tmp_path / "parts", 2, 6)
+        tokens, labels = batch(64)
+        batches = TokenBatches(tokens.numpy(), labels.numpy() % CLASSES, None, 8, 0)
+        whole, parts = (
+            trained(lambda: build("next_token", condition_dropout=0.5), batches, tmp_path / str(t), *t)
+            for t in ((6,), (2, 6))
+        )
         assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 

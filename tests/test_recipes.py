@@ -319,7 +319,7 @@ def test_an_override_that_fits_nowhere_says_where_it_stopped(resolve: Resolve, o
         (
             "tokenizer.quantizer.type=vqq",
             "tokenizer.quantizer.type: no Quantizer",
-            "did you mean 'vq'? (there are: bsq,",
+            "did you mean 'vq'? (there are: additive,",
         ),
         ("tokenizer.type=gird", "tokenizer.type: no Tokenizer", "did you mean 'grid'?"),
         ("dataset.target.type=digitz", "dataset.target.type: no Source", "did you mean 'digits'?"),

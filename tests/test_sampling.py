@@ -221,6 +221,7 @@ class TestRules:
 SUITED = {
     "ancestral": ("next_token", "masked"),
     "masked_schedule": ("masked", "next_token"),
+    "random_schedule": ("masked", "next_token"),
     "unmasking": ("masked_diffusion", "next_token"),
 }
 

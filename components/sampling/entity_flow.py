@@ -48,33 +48,38 @@ class EntityFlow(Sampler):
         """condition [B, ...] -> latents [B, N, D]"""
         model = suited(self, generator, NextX)
         model.conditioner.check(condition)
-        rows, dim, twins = len(condition), model.spec.dim, self.guidance != 1  # type: ignore[attr-defined]
-        settled = torch.zeros(rows, model.entities, model.inside, dim, device=condition.device)
+        rows, twins = len(condition), self.guidance != 1
+        drawn: list[Tensor] = []  # entity after entity, [B, positions of it, D]
         if not rows:
-            return model.join(settled)
+            return torch.zeros(0, model.spec.positions, model.spec.dim, device=condition.device)
         both = torch.cat([condition, model.conditioner.null(condition)]) if twins else condition
+        dtype = model.lift.weight.dtype
         with sampling_mode(model, Packed.of(model)):
-            cache = model.backbone.new_cache(len(both), settled.device, settled.dtype)
-            for entity in range(model.entities):
-                x = torch.randn(settled[:, 0].shape, generator=rng, device=settled.device)
+            cache = model.backbone.new_cache(len(both), condition.device, dtype)
+            for entity, size in enumerate(model.partition.sizes):
+                x = torch.randn(rows, size, model.spec.dim, generator=rng, device=condition.device, dtype=dtype)
                 before = cache.position
                 for step in range(self.steps, 0, -1):
-                    t, h = step / self.steps, 1 / self.steps
-                    velocity = self._velocity(model, x, t, both, entity, cache)
+                    velocity = self._velocity(model, x, step / self.steps, both, entity, cache)
                     cache.rewind(before)
-                    x = x - h * velocity
-                    if self.stochasticity and step > 1:
-                        # d x = (v - w/2 * score) d t + sqrt(w) d W, backwards in time, w = stochasticity * 2 t
-                        strength = self.stochasticity * 2 * t
-                        score = -(x + h * velocity + (1 - t) * velocity) / t
-                        noise = torch.randn(x.shape, generator=rng, device=x.device)
-                        x = x + 0.5 * h * strength * score + (h * strength) ** 0.5 * noise
-                settled[:, entity] = x
-                self._velocity(model, x, 0.0, both, entity, cache)  # clean, for those to come
-        return model.join(settled)
+                    x = self._step(x, velocity, step, rng)
+                drawn.append(x)
+                if entity + 1 < model.entities:
+                    self._velocity(model, x, 0.0, both, entity, cache)  # clean, for those to come
+        return model.partition.join(torch.cat(drawn, 1))  # outside inference mode: it may be used in training
+
+    def _step(self, x: Tensor, velocity: Tensor, step: int, rng: torch.Generator) -> Tensor:
+        """From t = step / steps one step towards 0: d x = (v - w/2 * score) d t + sqrt(w) d W, w = stochasticity * 2 t."""
+        t, h = step / self.steps, 1 / self.steps
+        if not self.stochasticity or step == 1:
+            return x - h * velocity
+        strength = self.stochasticity * 2 * t
+        score = -(x + (1 - t) * velocity) / t  # x + (1 - t) v is the noise in x, and the score -noise / t
+        noise = torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype)
+        return x - h * velocity + 0.5 * h * strength * score + (h * strength) ** 0.5 * noise
 
     def _velocity(self, model: NextX, x: Tensor, t: float, both: Tensor, entity: int, cache: object) -> Tensor:
         twice = torch.cat([x, x]) if len(both) > len(x) else x
         times = torch.full((len(twice), 1), t, device=x.device)
-        found = model.velocity(twice[:, None], times, both, entity, cache)[:, 0]
+        found = model.velocity(twice, times, both, entity, cache)
         return guide(found, self.scale(entity, model.entities)) if len(both) > len(x) else found

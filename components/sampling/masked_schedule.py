@@ -5,9 +5,8 @@
 2. How sure: the log-probability of what was drawn (before any rule), plus Gumbel noise times `randomness` * (1 - progress).
 3. Settled positions never change. Guidance and rules are the engine's; guidance may grow with the share that is known.
 
-With one position a call and `randomness` without bound this is sampling in a random order.
-Deliberately absent: remasking of what is settled. Source: Chang et al. 2022, https://arxiv.org/abs/2202.04200,
-section 3.2; the noise is that of the released code.
+Deliberately absent: remasking of what is settled; an order that does not look at what was drawn (`random_schedule`).
+Source: Chang et al. 2022, https://arxiv.org/abs/2202.04200, section 3.2; the noise is that of the released code.
 """
 
 from __future__ import annotations
@@ -18,9 +17,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from components.generators._schedules import SHARES
 from components.interfaces import Generator, Parallel, Sampler
-from components.sampling._parallel import Canvas
+from components.sampling._parallel import Canvas, hidden_after
 from components.sampling._policy import Guidance, Policy
 from components.sampling._suited import suited
 from components.sampling.rules import Greedy, Rule, Temperature, TopK, TopP
@@ -28,8 +26,8 @@ from components.sampling.rules import Greedy, Rule, Temperature, TopK, TopP
 
 class MaskedSchedule(Sampler):
     """
-    >>> MaskedSchedule(steps=4, schedule="linear").counts(10)
-    [7, 5, 2, 0]
+    >>> MaskedSchedule(steps=4, temperature=0.9, top_k=100).rules
+    (Temperature(value=0.9), TopK(k=100))
     """
 
     def __init__(
@@ -37,7 +35,7 @@ class MaskedSchedule(Sampler):
         *,
         steps: Annotated[int, Field(ge=1)] = 16,
         schedule: Literal["cosine", "linear", "square"] = "cosine",
-        randomness: Annotated[float, Field(ge=0)] = 4.5,
+        randomness: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 4.5,
         temperature: Annotated[float, Field(ge=0)] = 1.0,
         top_k: Annotated[int, Field(ge=0)] = 0,
         top_p: Annotated[float, Field(gt=0, le=1)] = 1.0,
@@ -53,25 +51,13 @@ class MaskedSchedule(Sampler):
         ]
         self.rules = tuple(rule for rule in rules if rule is not None)
 
-    def counts(self, positions: int) -> list[int]:
-        """How many positions are hidden after each call, down to 0."""
-        share = SHARES[self.schedule]
-        found: list[int] = []
-        for step in range(1, self.steps + 1):
-            progress = torch.tensor(step / self.steps, dtype=torch.float64)
-            wanted = int((share(progress) * positions + 1e-9).floor()) if step < self.steps else 0
-            found.append(max(0, min(wanted, (found[-1] if found else positions) - 1)))
-            if not found[-1]:
-                break
-        return found
-
     def sample(self, generator: Generator, condition: Tensor, rng: torch.Generator) -> Tensor:
         model = suited(self, generator, Parallel)
         policy = Policy(rng, self.rules, self.guidance)
         canvas = Canvas(model, condition, policy)
         rows, positions = canvas.known.shape
         hidden_now = positions
-        for hidden_next in self.counts(positions) if rows else []:
+        for hidden_next in hidden_after(self.schedule, self.steps, positions) if rows else []:
             progress = 1 - hidden_now / positions
             wanted = ~canvas.known
             codes, confidence = canvas.draw(canvas.predict(), wanted, progress)
