@@ -22,9 +22,13 @@ def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
     Works through the latents in pieces, so that the M x K matrix of distances is never there as a whole."""
     half_norms = 0.5 * codebook.square().sum(1)
     rows = max(16, _CELLS // len(codebook))
-    codes = codebook.T
-    found = [torch.addmm(half_norms, part, codes, alpha=-1).argmin(1) for part in latents.split(rows)]
-    return torch.cat(found) if found else latents.new_empty(0, dtype=torch.long)
+    codes, found = codebook.T, latents.new_empty(len(latents), dtype=torch.long)
+    # One buffer for all pieces: freed and taken anew, the allocator would put them one behind the other.
+    buffer = latents.new_empty(min(rows, len(latents)), len(codebook))
+    for part, result in zip(latents.split(rows), found.split(rows), strict=True):
+        distances = torch.addmm(half_norms, part, codes, alpha=-1, out=buffer[: len(part)])
+        torch.argmin(distances, 1, out=result)
+    return found
 
 
 def straight_through(latents: Tensor, quantized: Tensor) -> Tensor:
