@@ -32,7 +32,7 @@ def save(folder: Path, kind: type, spec: dict[str, Any], wired: tuple[Any, ...],
     ]
     config = {"format": FORMAT, "kind": kind.__name__, "spec": spec, "wired": sizes}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    left_out = tuple(f"{name}." for name in getattr(module, "training_only", ()))
+    left_out = _left_out(module)
     state = {
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in module.state_dict().items()
@@ -57,15 +57,19 @@ def load(folder: Path, kind: type[M]) -> M:
         raise ArtifactError(f"{folder / 'model.safetensors'}: not a readable safetensors file ({error})") from error
     config, state = upgrades.upgrade(config, state)
     module = registry.build(kind, config["spec"], *[_value(w) for w in config["wired"]])
-    for name in getattr(module, "training_only", ()):
-        setattr(module, name, None)
-    expected = {name: tuple(t.shape) for name, t in module.state_dict().items()}
+    left_out = _left_out(module)
+    expected = {name: tuple(t.shape) for name, t in module.state_dict().items() if not name.startswith(left_out)}
     for name in sorted({*expected, *state}):
         actual = tuple(state[name].shape) if name in state else "nothing"
         if expected.get(name, "nothing") != actual:
             raise ArtifactError(f"{folder}: tensor '{name}': expected {expected.get(name, 'nothing')}, found {actual}")
-    module.load_state_dict(state)
+    module.load_state_dict(state, strict=False)  # what is left out starts anew, should it be trained again
     return module.eval()
+
+
+def _left_out(module: nn.Module) -> tuple[str, ...]:
+    """How the names of tensors begin that are for training only."""
+    return tuple(f"{name}." for name in getattr(module, "training_only", ()))
 
 
 def _value(stored: Any) -> Any:

@@ -347,6 +347,7 @@ class Codebook(nn.Module, ABC):
     """K codes of D numbers, and how they learn. Constructor: `(size, dim, *, config)`."""
 
     family: ClassVar[str] = "components.quantizers.codebooks"
+    decay: float = 0.99  # of the moving counts of use
 
     @abstractmethod
     def table(self) -> Tensor:
@@ -457,6 +458,12 @@ class Adversary(nn.Module, ABC):
     @abstractmethod
     def learn(self, drawn: Tensor, images: Tensor) -> Tensor:
         """Drawn images, detached, and real ones [B, C, H, W] -> what the adversary is to lower"""
+
+    def before_step(self, step: int) -> None:
+        """As `Quantizer.before_step`"""
+
+    def after_step(self, step: int) -> None:
+        """As `Quantizer.after_step`: what averages, averages here"""
 
 
 class LatentChange(ABC):
@@ -646,7 +653,16 @@ class Generator(Trainable):
     spec: TokenSpec
     classes: int
     conditioner: Conditioner
+    condition_dropout: float = 0.0  # share of conditions that training replaces by none, for guidance
     head: Head
+
+    def condition_of(self, batch: dict[str, Tensor]) -> Tensor:
+        """The batch's condition, in training some of them dropped; torch's global random numbers, whose state follows from
+        the step."""
+        condition = batch[self.conditioner.key]
+        if self.training and self.condition_dropout:
+            return self.conditioner.dropped(condition, self.condition_dropout)
+        return condition
 
 
 class Autoregressive(Generator):

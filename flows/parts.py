@@ -80,7 +80,7 @@ def page() -> str:
 
 
 def _sentence(doc: str) -> str:
-    """The first sentence, on one line, without the source in brackets."""
+    """The first sentence, on one line."""
     first = " ".join(doc.split("\n\n")[0].split())
     ends = [
         i

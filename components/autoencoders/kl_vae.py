@@ -30,6 +30,7 @@ from components.interfaces import (
 from components.registry import ComponentError, Spec
 from components.tokenizers._conv import Decoder, Encoder
 from components.tokenizers._images import SQUARED_ABSOLUTE, Judged
+from components.training import distributed
 
 
 class KLVAE(Autoencoder):
@@ -106,11 +107,11 @@ class KLVAE(Autoencoder):
 
     def before_step(self, step: int) -> None:
         self._step, self._pending = step, []
+        self.judged.before_step(step)
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        from components.training import distributed
-
+        self.judged.after_step(step)
         if not self._pending:
             return
         found = distributed.all_sum(torch.stack(self._pending).mean()) / distributed.world()

@@ -22,8 +22,8 @@ from pydantic import Field
 from torch import Tensor
 
 from components.generators._masked import FillIn
+from components.generators._of_tokens import CLASS_LABEL
 from components.generators._schedules import SHARES, Schedule
-from components.generators.next_token import CLASS_LABEL
 from components.interfaces import Backbone, Conditioner, Head, TokenSpec
 from components.registry import Spec
 
@@ -54,7 +54,7 @@ class Masked(FillIn):
         self.share = SHARES[schedule]
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        codes, condition = self.codes_of(batch), self.training_condition(batch)
+        codes, condition = self.codes_of(batch["tokens"]), self.condition_of(batch)
         known = ~self.hide(len(codes), codes.device)
         hidden = (~known).sum()
         loss = self.nats(codes, known, condition).sum() / hidden

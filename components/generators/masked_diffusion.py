@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from components.generators._masked import FillIn
-from components.generators.next_token import CLASS_LABEL
+from components.generators._of_tokens import CLASS_LABEL
 from components.interfaces import Backbone, Conditioner, Head, TokenSpec
 from components.registry import Spec
 
@@ -54,19 +54,19 @@ class MaskedDiffusion(FillIn):
         super().__init__(spec, classes, backbone, head, conditioner, condition_dropout)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        loss = self._bound(self.codes_of(batch), self.training_condition(batch)).mean() / self.spec.length
+        loss = self._bound(self.codes_of(batch["tokens"]), self.condition_of(batch)).mean() / self.spec.length
         return {"loss": loss, "bits_per_token": loss.detach() / math.log(2)}
 
     def bound(self, tokens: Tensor, condition: Tensor) -> Tensor:
         """One draw of the bound of -log p(tokens | condition), [B] in nats; its mean over many draws is the bound, but for the
         times below 0.001, a share of about as much."""
-        return self._bound(self.codes_of({"tokens": tokens}), condition)
+        return self._bound(self.codes_of(tokens), condition)
 
     def exact_bound(self, tokens: Tensor, condition: Tensor) -> Tensor:
         """The bound itself, [B] in nats, summed over all 2^N - 1 ways to hide positions: for a few positions only.
 
         A set of k hidden positions has the weight of the integral of t^(k-1) (1-t)^(N-k), 1 / (k * (N choose k))."""
-        codes, positions = self.codes_of({"tokens": tokens}), self.spec.positions
+        codes, positions = self.codes_of(tokens), self.spec.positions
         total = torch.zeros(len(codes), device=codes.device)
         for count in range(1, positions + 1):
             weight = 1 / (count * math.comb(positions, count))

@@ -19,16 +19,14 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from components.generators._embedding import CodeEmbedding
-from components.interfaces import Autoregressive, Backbone, Conditioner, Head, SequenceShape, TokenSpec
-from components.registry import Spec, resolve
-
-CLASS_LABEL = resolve(Conditioner, {"type": "class_label"})
+from components.generators._of_tokens import CLASS_LABEL, OfTokens
+from components.interfaces import Autoregressive, Backbone, Conditioner, Head, TokenSpec
+from components.registry import Spec
 
 
-class NextToken(Autoregressive):
+class NextToken(OfTokens, Autoregressive):
     """
     >>> from components import registry
     >>> spec = TokenSpec((64,), 16, "grid", grid=(4, 4))
@@ -48,22 +46,10 @@ class NextToken(Autoregressive):
         conditioner: Spec[Conditioner] = CLASS_LABEL,
         condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     ) -> None:
-        super().__init__()
-        self.spec, self.classes, self.condition_dropout = spec, classes, condition_dropout
-        self.conditioner = conditioner.build(classes)
-        shape = SequenceShape(spec.positions, self.conditioner.length, spec.grid)
-        self.backbone = backbone.build(shape)
-        self.head = head.build(self.backbone.width, spec)
-        self.conditioner.attach(self.backbone.width)
-        self.token_embedding = CodeEmbedding(spec, self.backbone.width)
-        self.conditioner.initialize()
-        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        super().__init__(spec, classes, backbone, head, conditioner, condition_dropout)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        condition = batch[self.conditioner.key]
-        if self.training and self.condition_dropout:
-            condition = self.conditioner.dropped(condition, self.condition_dropout)
-        loss = self._negative_log_likelihood(batch["tokens"], condition).mean()
+        loss = self._negative_log_likelihood(batch["tokens"], self.condition_of(batch)).mean()
         return {"loss": loss, "bits_per_token": loss.detach() / math.log(2)}
 
     def log_probs(self, tokens: Tensor, condition: Tensor) -> Tensor:
@@ -81,7 +67,7 @@ class NextToken(Autoregressive):
 
     def _negative_log_likelihood(self, tokens: Tensor, condition: Tensor) -> Tensor:
         """tokens [B, L] -> nats [B, L]"""
-        codes = tokens.unflatten(1, (self.spec.positions, self.spec.codes))
+        codes = self.codes_of(tokens)
         first = self.conditioner(condition)  # [B, prefix, W]
         hidden = self.backbone(torch.cat([first, self.token_embedding(codes[:, :-1])], 1))  # [B, prefix + N - 1, W]
         return self.head.loss(hidden[:, first.shape[1] - 1 :], codes).flatten(1)

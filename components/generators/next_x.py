@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from components.backbones import _masks
 from components.generators._entities import ENTITIES, Entity
-from components.generators.next_token import CLASS_LABEL
+from components.generators._of_tokens import CLASS_LABEL
 from components.heads.flow_matching import TimeEmbedding
 from components.interfaces import Backbone, Conditioner, Generator, LatentSpec, SequenceShape
 from components.registry import ComponentError, Spec
@@ -101,9 +101,7 @@ class NextX(Generator):
         return self.project(found)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        condition = batch[self.conditioner.key]
-        if self.training and self.condition_dropout:
-            condition = self.conditioner.dropped(condition, self.condition_dropout)
+        condition = self.condition_of(batch)
         clean = self.partition.split(batch["latents"])
         times, counted = self.noise_levels(len(clean), clean.device)
         noise, entity = torch.randn_like(clean), self.partition.entity

@@ -21,9 +21,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from components.generators._embedding import CodeEmbedding
-from components.generators.next_token import CLASS_LABEL
-from components.interfaces import Autoregressive, Backbone, Conditioner, Head, SequenceShape, TokenSpec
+from components.generators._of_tokens import CLASS_LABEL, OfTokens
+from components.interfaces import Autoregressive, Backbone, Conditioner, Head, TokenSpec
 from components.registry import ComponentError, Spec
 
 
@@ -43,7 +42,7 @@ class Ordered:
         self.cache.rewind(self.first + position)
 
 
-class RandomOrder(Autoregressive):
+class RandomOrder(OfTokens, Autoregressive):
     """
     >>> from components import registry
     >>> small = {"type": "transformer", "depth": 1, "width": 32, "heads": 2}
@@ -67,20 +66,13 @@ class RandomOrder(Autoregressive):
         anneal_from: Annotated[int, Field(ge=0, description="step")] = 250_000,
         anneal_to: Annotated[int, Field(ge=0, description="step")] = 375_000,
     ) -> None:
-        super().__init__()
         if anneal_to < anneal_from:
             raise ComponentError(f"must not be before anneal_from ({anneal_from}), got {anneal_to}", ("anneal_to",))
-        self.spec, self.classes, self.condition_dropout = spec, classes, condition_dropout
+        super().__init__(spec, classes, backbone, head, conditioner, condition_dropout)
         self.anneal_from, self.anneal_to = anneal_from, anneal_to
-        self.conditioner = conditioner.build(classes)
-        self.backbone = backbone.build(SequenceShape(spec.positions, self.conditioner.length, spec.grid))
         width = self.backbone.width
-        self.head = head.build(width, spec)
-        self.conditioner.attach(width)
-        self.token_embedding = CodeEmbedding(spec, width)
         self.where, self.next = nn.Embedding(spec.positions, width), nn.Embedding(spec.positions, width)
-        self.conditioner.initialize()
-        for table in (self.token_embedding, self.where, self.next):
+        for table in (self.where, self.next):
             nn.init.normal_(table.weight, std=0.02)
         self.register_buffer("randomness", torch.tensor(self._share(0)))
 
@@ -88,9 +80,7 @@ class RandomOrder(Autoregressive):
         self.randomness.fill_(self._share(step + 1))
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        condition = batch[self.conditioner.key]
-        if self.training and self.condition_dropout:
-            condition = self.conditioner.dropped(condition, self.condition_dropout)
+        condition = self.condition_of(batch)
         order = self.draw_order(len(condition), condition.device) if self.training else None
         loss = -self.log_probs(batch["tokens"], condition, order).mean()
         return {"loss": loss, "bits_per_token": loss.detach() / math.log(2)}
@@ -103,7 +93,7 @@ class RandomOrder(Autoregressive):
 
     def log_probs(self, tokens: Tensor, condition: Tensor, order: Tensor | None = None) -> Tensor:
         """log p(code | what came before it in `order` [B, N], condition), [B, L], where the tokens stand."""
-        codes = tokens.unflatten(1, (self.spec.positions, self.spec.codes))
+        codes = self.codes_of(tokens)
         order = self._plain(len(codes), codes.device) if order is None else order
         index = order[..., None].expand_as(codes)
         in_order = codes.gather(1, index)

@@ -68,7 +68,7 @@ class VQ(Quantizer):
         self.assignment, self.gradient = assignment.build(), gradient.build()
         self.regularizers = [(spec.type, spec.build()) for spec in regularizers]
         self.revival = revival.build() if revival is not None else None
-        self.use = CodeUse(codebook_size, getattr(self.codebook, "decay", 0.99))
+        self.use = CodeUse(codebook_size, self.codebook.decay)
         self._seen: list[Tensor] = []  # latents [M, D] of the forwards of a step
 
     def forward(self, latents: Tensor) -> Quantized:

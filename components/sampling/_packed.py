@@ -78,14 +78,18 @@ class Packed:
                 yield block, of
 
     def __enter__(self) -> None:
+        if torch.is_autocast_enabled("cpu"):  # then the plain layers compute in half precision
+            return
         for stand_ins in (self.layers, self.blocks):
             for module, stand_in in stand_ins.items():
-                module.__dict__["forward"] = stand_in
+                # What stands there already is another's: of a training that recomputes, or the same in another thread.
+                module.__dict__.setdefault("forward", stand_in)
 
     def __exit__(self, *error: Any) -> None:
         for stand_ins in (self.layers, self.blocks):
-            for module in stand_ins:
-                module.__dict__.pop("forward", None)
+            for module, stand_in in stand_ins.items():
+                if module.__dict__.get("forward") is stand_in:
+                    module.__dict__.pop("forward", None)
 
 
 def _filled(x: Tensor) -> Tensor:
@@ -96,7 +100,7 @@ def _filled(x: Tensor) -> Tensor:
 def _suits(layer: nn.Linear) -> bool:
     weight = layer.weight
     plain = type(layer) is nn.Linear and weight.device.type == "cpu" and weight.dtype == torch.float32
-    return plain and weight.numel() > 0 and not torch.is_autocast_enabled("cpu")
+    return plain and weight.numel() > 0
 
 
 def _version(module: nn.Module) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from components.interfaces import Autoregressive, Generator, Sampler
 from components.sampling._policy import Guidance
 from components.sampling._suited import suited
 from components.sampling.engine import generate
-from components.sampling.rules import Greedy, MinP, Repetition, Rule, Temperature, TopK, TopP, Typical
+from components.sampling.rules import chosen
 
 
 class Ancestral(Sampler):
@@ -42,22 +42,9 @@ class Ancestral(Sampler):
         guidance_curve: Literal["constant", "linear", "power_cosine"] = "constant",
     ) -> None:
         self.guidance = Guidance(guidance, guidance_curve)
-        rules: list[Rule] = []
-        if repetition > 1:
-            rules.append(Repetition(repetition))
-        if temperature == 0:
-            rules.append(Greedy())
-        elif temperature != 1:
-            rules.append(Temperature(temperature))
-        if top_k:
-            rules.append(TopK(top_k))
-        if min_p:
-            rules.append(MinP(min_p))
-        if typical < 1:
-            rules.append(Typical(typical))
-        if top_p < 1:
-            rules.append(TopP(top_p))
-        self.rules = tuple(rules)
+        self.rules = chosen(
+            repetition=repetition, temperature=temperature, top_k=top_k, min_p=min_p, typical=typical, top_p=top_p
+        )
 
     def sample(self, generator: Generator, condition: Tensor, rng: torch.Generator) -> Tensor:
         return generate(suited(self, generator, Autoregressive), condition, rng, self.rules, guidance=self.guidance)

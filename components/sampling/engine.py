@@ -8,7 +8,7 @@
 4. One uniform number a row and a token, inverted through the cumulative distribution, gives the token. All numbers of a
    row are drawn together, rows in order: on the CPU a sample depends on its row, not on how many come with it.
 5. A row that has drawn the tokenizer's `end` is filled with it; when all have, the decoding is over. A prefix is read in
-   one forward, and `fork` continues one prefix many times.
+   one forward.
 
 On a GPU the step is compiled with static shapes. Samplers that need more than one position a step (drafts and their
 verification, trees, search) use `Decoding`'s parts: the state rewinds, `extend` takes several positions at once.
@@ -30,6 +30,7 @@ from components.interfaces import Autoregressive
 from components.sampling._packed import Packed
 from components.sampling._policy import Guidance, Policy
 from components.sampling.rules import Rule
+from components.tokenizers._tokens import check_codes
 
 OnStep = Callable[[int, Tensor], None]
 
@@ -164,10 +165,7 @@ class Decoding(Iterator[tuple[int, Tensor]]):
             raise ValueError(
                 f"expected a prefix [{wanted[0]}, at most {self.spec.positions}, {wanted[1]}], got {list(prefix.shape)}"
             )
-        for group, size in enumerate(self.spec.codebook_sizes):
-            part = prefix[..., group]
-            if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < size:
-                raise ValueError(f"codes of a prefix must be in [0, {size}), got {int(part.min())}..{int(part.max())}")
+        check_codes(prefix, self.spec.codebook_sizes)
 
 
 _COMPILED: WeakKeyDictionary[nn.Module, Callable[[Tensor, Any], Tensor]] = WeakKeyDictionary()

@@ -21,7 +21,7 @@ from components.interfaces import Generator, Parallel, Sampler
 from components.sampling._parallel import Canvas, hidden_after
 from components.sampling._policy import Guidance, Policy
 from components.sampling._suited import suited
-from components.sampling.rules import Greedy, Rule, Temperature, TopK, TopP
+from components.sampling.rules import chosen
 
 
 class MaskedSchedule(Sampler):
@@ -44,12 +44,7 @@ class MaskedSchedule(Sampler):
     ) -> None:
         self.steps, self.schedule, self.randomness = steps, schedule, randomness
         self.guidance = Guidance(guidance, guidance_curve)
-        rules: list[Rule | None] = [
-            (Greedy() if temperature == 0 else Temperature(temperature)) if temperature != 1 else None,
-            TopK(top_k) if top_k else None,
-            TopP(top_p) if top_p < 1 else None,
-        ]
-        self.rules = tuple(rule for rule in rules if rule is not None)
+        self.rules = chosen(temperature=temperature, top_k=top_k, top_p=top_p)
 
     def sample(self, generator: Generator, condition: Tensor, rng: torch.Generator) -> Tensor:
         model = suited(self, generator, Parallel)

@@ -23,7 +23,7 @@ from components.interfaces import Generator, Parallel, Sampler
 from components.sampling._parallel import Canvas, FeatureCanvas, hidden_after
 from components.sampling._policy import Guidance, Policy
 from components.sampling._suited import suited
-from components.sampling.rules import Rule, Temperature, TopP
+from components.sampling.rules import chosen
 
 
 class RandomSchedule(Sampler):
@@ -45,11 +45,7 @@ class RandomSchedule(Sampler):
     ) -> None:
         self.steps, self.schedule = steps, schedule
         self.guidance, self.guidance_on = Guidance(guidance, guidance_curve), guidance_on
-        rules: list[Rule | None] = [
-            Temperature(temperature) if temperature != 1 else None,
-            TopP(top_p) if top_p < 1 else None,
-        ]
-        self.rules = tuple(rule for rule in rules if rule is not None)
+        self.rules = chosen(temperature=temperature, top_p=top_p)
 
     def sample(self, generator: Generator, condition: Tensor, rng: torch.Generator) -> Tensor:
         canvas = self._canvas(suited(self, generator, Parallel), condition, rng)

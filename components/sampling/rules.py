@@ -108,6 +108,31 @@ class Repetition:
         return logits.scatter(-1, recent, torch.where(found > 0, found / self.penalty, found * self.penalty))
 
 
+def chosen(
+    *,
+    repetition: float = 1.0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    typical: float = 1.0,
+    top_p: float = 1.0,
+) -> tuple[Rule, ...]:
+    """The rules that a sampler's settings ask for, in this order; what is off is left out, a temperature of 0 is greedy.
+
+    >>> chosen(temperature=0.9, top_k=100)
+    (Temperature(value=0.9), TopK(k=100))
+    """
+    rules: list[Rule | None] = [
+        Repetition(repetition) if repetition > 1 else None,
+        (Greedy() if temperature == 0 else Temperature(temperature)) if temperature != 1 else None,
+        TopK(top_k) if top_k else None,
+        MinP(min_p) if min_p else None,
+        Typical(typical) if typical < 1 else None,
+        TopP(top_p) if top_p < 1 else None,
+    ]
+    return tuple(rule for rule in rules if rule is not None)
+
+
 def apply(logits: Tensor, rules: Iterable[Rule], drawn: Tensor | None = None) -> Tensor:
     """All rules one after another."""
     for rule in rules:

@@ -21,7 +21,7 @@ from components.interfaces import Generator, Parallel, Sampler
 from components.sampling._parallel import Canvas
 from components.sampling._policy import Guidance, Policy
 from components.sampling._suited import suited
-from components.sampling.rules import Rule, Temperature, TopP
+from components.sampling.rules import chosen
 
 
 class Unmasking(Sampler):
@@ -40,11 +40,7 @@ class Unmasking(Sampler):
         guidance_curve: Literal["constant", "linear", "power_cosine"] = "constant",
     ) -> None:
         self.steps, self.guidance = steps, Guidance(guidance, guidance_curve)
-        rules: list[Rule | None] = [
-            Temperature(temperature) if temperature != 1 else None,
-            TopP(top_p) if top_p < 1 else None,
-        ]
-        self.rules = tuple(rule for rule in rules if rule is not None)
+        self.rules = chosen(temperature=temperature, top_p=top_p)
 
     def sample(self, generator: Generator, condition: Tensor, rng: torch.Generator) -> Tensor:
         model = suited(self, generator, Parallel)

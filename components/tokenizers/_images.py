@@ -38,6 +38,14 @@ class Judged(nn.Module):
         for _, loss in self.losses:
             loss.use(networks)
 
+    def before_step(self, step: int) -> None:
+        if self.adversary is not None:
+            self.adversary.before_step(step)
+
+    def after_step(self, step: int) -> None:
+        if self.adversary is not None:
+            self.adversary.after_step(step)
+
     def groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Parameter groups with the adversary's as a player of its own."""
         its = {id(parameter) for parameter in self.parameters()}
@@ -123,9 +131,11 @@ class ImageTokenizer(Tokenizer):
     def before_step(self, step: int) -> None:
         self._step = step
         self.quantizer.before_step(step)
+        self.judged.before_step(step)
 
     def after_step(self, step: int) -> None:
         self.quantizer.after_step(step)
+        self.judged.after_step(step)
 
     def _changed(self, latents: Tensor, quantized: Quantized) -> Tensor:
         if self.change is None or not self.training:

@@ -1,7 +1,10 @@
-"""How a training is computed, as opposed to what is trained: it changes speed and memory, never the result (up to the order
-of sums). It is no part of a recipe and of no stage key.
+"""How a training is computed, as opposed to what is trained: it changes speed and memory. It is no part of a recipe and of no
+stage key.
 
-1. `micro_batch`: a process takes its part of the batch in pieces of at most so many samples and adds up the gradients.
+1. `micro_batch`: a process takes its part of the batch in pieces of at most so many samples and adds up the gradients. For
+   a loss that is a mean over samples and draws nothing at random that is the gradient of the batch; a mean over what
+   differs from sample to sample (hidden positions), or of a function of the whole batch (an entropy), becomes a mean of
+   the pieces', and each piece has random numbers of its own.
 2. `sharding`: `replicated` (DDP: every process has all weights) or `sharded` (FSDP2: each has a part of weights, gradients
    and optimizer state, and gathers a block's weights while it computes it).
 3. `recompute`: activations inside blocks are computed again in the backward pass instead of being kept.

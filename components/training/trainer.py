@@ -44,6 +44,12 @@ class TrainingDiverged(RuntimeError):
     user_error = True
 
 
+class ShardedRollouts(ValueError):
+    """Rollouts cannot be drawn from weights that are spread over processes."""
+
+    user_error = True
+
+
 def train(
     method: Trainable,
     batches: Batches,
@@ -59,6 +65,11 @@ def train(
     Afterwards the method is in eval mode, on the device it was trained on, with the averaged weights if `ema` is set.
     Returns the losses of the last window of `log_every` steps (means over steps and processes) and `steps_skipped`.
     Raises TrainingDiverged; ValueError when nothing is trainable or the batch can't be split."""
+    if placement.sharding == "sharded" and getattr(batches, "on_policy", False):
+        raise ShardedRollouts(
+            f"{type(method).__name__} draws its batches from the weights that are trained, which do not lie in one place when "
+            "they are sharded; set TESSERA_SHARDING=replicated"
+        )
     state = State(method, config, placement)
     found = distributed.from_first(storage.newest(checkpoints, config.steps) if distributed.rank() == 0 else None)
     if found is not None:

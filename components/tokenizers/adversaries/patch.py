@@ -49,6 +49,7 @@ class Patch(Adversary):
             channels, size = wider, size // 2
         self.net = nn.Sequential(*parts, nn.Conv2d(channels, 1, 3, padding=1))
         self.register_buffer("averages", torch.zeros(2))
+        self._seen: list[Tensor] = []
 
     def judge(self, drawn: Tensor, reconstruction: Tensor, last: Tensor, step: int) -> Tensor:
         if step < self.start:
@@ -69,9 +70,18 @@ class Patch(Adversary):
         real, fake = self.net(images), self.net(drawn)
         loss = (1 - real).relu().mean() + (1 + fake).relu().mean()
         if self.lecam:
-            seen = torch.stack([real.detach().mean(), fake.detach().mean()])
             if self.training:
-                self.averages.lerp_(distributed.all_sum(seen) / distributed.world(), 0.01)
+                self._seen.append(torch.stack([real.detach().mean(), fake.detach().mean()]))
             pull = (real - self.averages[1]).square().mean() + (fake - self.averages[0]).square().mean()
             loss = loss + self.lecam * pull
         return loss
+
+    def before_step(self, step: int) -> None:
+        self._seen = []
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        if self._seen:
+            mean = distributed.all_sum(torch.stack(self._seen).mean(0)) / distributed.world()
+            self._seen = []
+            self.averages.lerp_(mean, 0.01)
