@@ -19,6 +19,7 @@ from components.data.batches import TokenBatches
 from components.generators._schedules import SHARES
 from components.generators.next_x import NextX
 from components.interfaces import Autoregressive, Batches, Generator, LatentSpec, Parallel, Silent, TokenSpec
+from components.registry import ComponentError
 from components.training.config import Train
 from components.training.trainer import train
 
@@ -151,6 +152,12 @@ def test_positions_of_several_codes(name: str) -> None:
     generator = build(name, spec, head={"type": "factorised"})
     tokens = torch.stack([torch.randint(size, (6, 3)) for size in (3, 4)], -1).flatten(1)
     assert generator({"tokens": tokens, "labels": torch.arange(6) % 4})["loss"].isfinite()
+
+
+@pytest.mark.parametrize("name", sorted(set(ALL) - OF_LATENTS))
+def test_a_head_that_draws_latents_is_refused(name: str) -> None:
+    with pytest.raises(ComponentError, match="'flow_matching' draws latents, not codes"):
+        build(name, head={"type": "flow_matching"})
 
 
 @pytest.mark.parametrize("name", of_kind(Autoregressive))

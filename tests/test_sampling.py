@@ -335,6 +335,19 @@ class TestPackedLayers:
         for one, other in zip(*found.values(), strict=True):
             torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
 
+    def test_another_s_wrapper_stays(self, generator) -> None:
+        """Rollouts in a training that recomputes its blocks."""
+        block, calls = generator.backbone.blocks[0], []
+        plain = block.forward
+        block.forward = lambda *args, **names: calls.append(1) or plain(*args, **names)
+        try:
+            wrapper = block.__dict__["forward"]
+            engine.generate(generator, LABELS, rng(), [Greedy()])
+            assert calls
+            assert block.__dict__.get("forward") is wrapper
+        finally:
+            block.__dict__.pop("forward", None)
+
     def test_rollouts_follow_training(self) -> None:
         generator = build("next_token")
         engine.generate(generator, LABELS, rng(), [Greedy()])

@@ -145,7 +145,24 @@ class TestAdversary:
         from safetensors.torch import load_file
 
         assert not any("judged" in name for name in load_file(tmp_path / "t" / "model.safetensors"))
-        assert torch.equal(artifact.load(tmp_path / "t", Tokenizer).encode(pictures()), tokenizer.encode(pictures()))
+        loaded = artifact.load(tmp_path / "t", Tokenizer)
+        assert torch.equal(loaded.encode(pictures()), tokenizer.encode(pictures()))
+        more = train(loaded, Batches(), config, checkpoints=tmp_path / "more", monitor=Silent(), seed=1)
+        assert more["adversary"] > 0  # one that starts anew
+
+    def test_its_averages_follow_steps_that_count(self) -> None:
+        adversary = registry.build(Adversary, PATCH | {"lecam": 0.01}, IMAGE).train()
+        adversary.before_step(0)
+        adversary.learn(pictures(), torch.full((8, 1, 16, 16), torch.nan))
+        adversary.before_step(1)  # the step before was left out
+        adversary.learn(pictures(4), pictures(4, 2))
+        adversary.learn(pictures(4, 3), pictures(4, 4))  # in pieces
+        real, drawn = torch.cat([pictures(4, 2), pictures(4, 4)]), torch.cat([pictures(4), pictures(4, 3)])
+        assert torch.equal(adversary.averages, torch.zeros(2))
+        adversary.after_step(1)
+        with torch.no_grad():
+            expected = 0.01 * torch.stack([adversary.net(real).mean(), adversary.net(drawn).mean()])
+        torch.testing.assert_close(adversary.averages, expected)
 
 
 class TestAnyLength:

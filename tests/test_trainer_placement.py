@@ -13,7 +13,7 @@ from torch.func import functional_call
 from components.interfaces import Silent, Trainable
 from components.training import distributed
 from components.training.placement import Placement, blocks
-from components.training.trainer import train
+from components.training.trainer import EmptyBatch, ShardedRollouts, train
 
 
 class Stack(Trainable):
@@ -103,6 +103,40 @@ def test_a_checkpoint_of_something_else_is_refused_by_tensor(tmp_path: Path) -> 
         ValueError, match=r"checkpoint is of another Net: tensor 'blocks.0.0.bias' expected nothing, found \(16,\)"
     ):
         run(tmp_path, Placement(), Net(), steps=20)
+
+
+def test_rollouts_from_sharded_weights_are_refused(tmp_path: Path) -> None:
+    class Rollouts(Numbers):
+        on_policy = True
+
+    with pytest.raises(ShardedRollouts, match="TESSERA_SHARDING=replicated"):
+        train(
+            Stack(),
+            Rollouts(8),
+            config(steps=1),
+            checkpoints=tmp_path,
+            monitor=Silent(),
+            seed=0,
+            placement=Placement(sharding="sharded"),
+        )
+
+
+@pytest.mark.parametrize("micro", [None, 2])
+def test_a_batch_without_samples_is_refused(tmp_path: Path, micro: int | None) -> None:
+    class Empty:
+        def batch(self, step: int) -> dict[str, Tensor]:
+            return {name: tensor[: 8 if step < 3 else 0] for name, tensor in Numbers(8).batch(step).items()}
+
+    with pytest.raises(EmptyBatch, match="batch of step 3 has no samples"):
+        train(
+            Stack(),
+            Empty(),
+            config(steps=5),
+            checkpoints=tmp_path,
+            monitor=Silent(),
+            seed=0,
+            placement=Placement(micro_batch=micro),
+        )
 
 
 class Duel(Trainable):

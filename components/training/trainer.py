@@ -44,6 +44,12 @@ class TrainingDiverged(RuntimeError):
     user_error = True
 
 
+class EmptyBatch(ValueError):
+    """A step without samples has no loss."""
+
+    user_error = True
+
+
 class ShardedRollouts(ValueError):
     """Rollouts cannot be drawn from weights that are spread over processes."""
 
@@ -126,6 +132,10 @@ class _Loop:
         number = state.step
         torch.manual_seed(_mix(self.seed, number, distributed.rank()))
         batch = distributed.own_part(self.batches.batch(number))
+        if not all(map(len, batch.values())):
+            raise EmptyBatch(
+                f"the batch of step {number} has no samples ({', '.join(batch)}); look at train.batch_size and the data"
+            )
         lr = learning_rate(config, number)
         for group in state.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
