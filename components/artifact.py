@@ -32,11 +32,11 @@ def save(folder: Path, kind: type, spec: dict[str, Any], wired: tuple[Any, ...],
     ]
     config = {"format": FORMAT, "kind": kind.__name__, "spec": spec, "wired": sizes}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    left_out = _left_out(module)
+    without = left_out(module)
     state = {
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in module.state_dict().items()
-        if not name.startswith(left_out)
+        if not name.startswith(without)
     }
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -57,8 +57,8 @@ def load(folder: Path, kind: type[M]) -> M:
         raise ArtifactError(f"{folder / 'model.safetensors'}: not a readable safetensors file ({error})") from error
     config, state = upgrades.upgrade(config, state)
     module = registry.build(kind, config["spec"], *[_value(w) for w in config["wired"]])
-    left_out = _left_out(module)
-    expected = {name: tuple(t.shape) for name, t in module.state_dict().items() if not name.startswith(left_out)}
+    without = left_out(module)
+    expected = {name: tuple(t.shape) for name, t in module.state_dict().items() if not name.startswith(without)}
     for name in sorted({*expected, *state}):
         actual = tuple(state[name].shape) if name in state else "nothing"
         if expected.get(name, "nothing") != actual:
@@ -67,7 +67,7 @@ def load(folder: Path, kind: type[M]) -> M:
     return module.eval()
 
 
-def _left_out(module: nn.Module) -> tuple[str, ...]:
+def left_out(module: nn.Module) -> tuple[str, ...]:
     """How the names of tensors begin that are for training only."""
     return tuple(f"{name}." for name in getattr(module, "training_only", ()))
 

@@ -19,7 +19,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flows import runs
+from flows import initial, runs
 from infra.storage import write_bytes_atomic
 
 KEPT = Path(".tessera", "cache", "resolved")  # in a project: what is kept of recipes and code between processes
@@ -53,6 +53,8 @@ def stage_hashes(
         used = [recipe.get(name) for name in (loaded or {}).get(stage, [])]
         named = {name for section in [*read.values(), *used] for name in _types(section)}
         roots = [file for name in sorted(named) for file in _component_files(project, name)]
+        if any(section.get("init") for path, section in initial.trained(recipe) if path[0] == stage):
+            roots.append("components.initial")
         parts = [known.body(f"flows.{stage}").hash, *_closure_hashes(known, f"flows.{stage}", roots)]
         parts += [_suite_hash(s["expectations"]) for s in read.values() if isinstance(s, dict) and "expectations" in s]
         content = json.dumps(read, sort_keys=True)

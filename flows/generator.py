@@ -30,15 +30,17 @@ def body(ctx: StageContext) -> dict[str, float]:
     from components.interfaces import Generator, TokenSpec
     from components.training.config import Train
     from components.training.trainer import train
+    from flows import initial
 
     section = ctx.section("generator")
     files = ctx.files("tokens")
     about = json.loads(files.path("tokens.json").read_text())
     spec = TokenSpec.of(about["spec"])
-    chosen = {name: value for name, value in section.items() if name != "train"}
+    chosen = initial.component(section)
     classes = len(about["classes"])
     torch.manual_seed(ctx.seed)
     generator = registry.build(Generator, chosen, spec, classes)
+    initial.start(ctx, generator, section, Generator)
     config = Train(**section["train"])
     batches = token_batches(ctx, config)
     last = train(
@@ -46,7 +48,7 @@ def body(ctx: StageContext) -> dict[str, float]:
     )
     artifact.save(ctx.output, Generator, chosen, (spec, classes), generator)
     metrics = {
-        "loss": last["loss"],
+        **{name: last[name] for name in ("loss",) if name in last},
         "parameters": sum(p.numel() for p in generator.parameters()),
     }
     for split in ("target", "held_out"):

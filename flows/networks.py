@@ -41,6 +41,7 @@ def body(ctx: StageContext) -> dict[str, float]:
     from components.interfaces import FeatureExtractor
     from components.training.config import Train
     from components.training.trainer import train
+    from flows import initial
 
     dataset = ctx.files("dataset")
     images, classes = labeled_images(dataset)
@@ -52,11 +53,11 @@ def body(ctx: StageContext) -> dict[str, float]:
     done = 0
     for name, section in sections.items():
         seed = derived_seed(ctx.seed, f"networks.{name}")
-        chosen = {key: value for key, value in section.items() if key != "train"}
-        spec = registry.resolve(FeatureExtractor, chosen)
+        spec = registry.resolve(FeatureExtractor, initial.component(section))
         config = Train.model_validate(section["train"])
         torch.manual_seed(seed)
         network = spec.build(images.image, classes)
+        initial.start(ctx, network, section, FeatureExtractor)
         part = _Part(ctx, name, done, total)
         with images.batches(config, seed, network.transforms) as batches:
             last = train(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from components import yamlio
-from flows import publish, recipes, runs
+from flows import initial, publish, recipes, runs
 from infra import graph, records
 from infra.settings import Settings
 
@@ -37,7 +37,7 @@ def prepare(
     resolved = recipes.resolve(settings.project, recipe, scale, overrides)
     if data is not None:
         resolved = with_data(resolved, data)
-    resolved = with_content(resolved, settings.project)
+    resolved = initial.with_weights(with_content(resolved, settings.project), settings.project)
     run_name = runs.run_name(recipe, scale, overrides, data, name or None)
     folder = runs.write(settings.project, run_name, resolved)
     graph.create(folder, settings)

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from components import yamlio
-from flows import outputs
+from flows import initial, outputs
 from flows.worker import step_metrics
 from infra import graph, lineage, records, services
 from infra.settings import Settings
@@ -119,6 +119,7 @@ def publish(run: Path, node: graph.StageNode, settings: Settings, outcome: Outco
         state=outcome.state,
         inputs=node.deps,
         outputs=node.outs,
+        published=initial.inputs(yamlio.load(run / "recipe.yaml"), node.name),
         sections=node.params,
         metrics=outcome.metrics,
         facts={**facts, "made_by": record["run"] if record else run.name},

@@ -88,13 +88,51 @@ class Evaluation(_Section):
     batch_size: int = Field(default=250, ge=1)
 
 
+_TRAINED: dict[str, Any] = {"properties": {"train": {"properties": {"steps": {"minimum": 1}}}}}
+
+
 class WithTrain(_Section):
     """The part of a trained section that is not the component's."""
 
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_TRAINED]})
+
     train: Train
 
+    @model_validator(mode="after")
+    def _something(self) -> WithTrain:
+        if self.train.steps == 0:
+            raise ComponentError("Input should be greater than or equal to 1, got 0", ("train", "steps"))
+        return self
 
-class TokenizerOwn(WithTrain):
+
+class Init(_Section):
+    """Published weights to start from."""
+
+    source: str = Field(alias="from", description="hf:organisation/name@revision, or a folder of weights")
+    sha256: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{64}$", description="of these weights; filled in, checked where it is given"
+    )
+
+
+class WithWeights(WithTrain):
+    """The same of a section that can start from published weights."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [_TRAINED, {"required": ["init"], "properties": {"init": {"type": "object"}}}]}
+    )
+
+    init: Init | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> WithWeights:
+        if self.train.steps == 0 and self.init is None:
+            raise ComponentError(
+                "Input should be greater than or equal to 1, got 0 (0 is for a section with 'init')", ("train", "steps")
+            )
+        return self
+
+
+class TokenizerOwn(WithWeights):
     transforms: list[Spec[Transform]] = []
 
 
@@ -112,7 +150,7 @@ class Nothing(_Section):
 _COMPONENTS: dict[str, tuple[type, type[BaseModel]]] = {
     "mixture": (Mixture, MixtureOwn),
     "tokenizer": (Tokenizer, TokenizerOwn),
-    "generator": (Generator, WithTrain),
+    "generator": (Generator, WithWeights),
     "sampling": (Sampler, Nothing),
     "posttraining": (PostTraining, WithTrain),
 }
@@ -146,7 +184,7 @@ def resolve_section(name: str, recipe: dict[str, Any]) -> Any:
         found = value or {}
         if not isinstance(found, dict):
             raise ComponentError(f"expected names with their networks, got {found!r}")
-        return {key: _component(entry, FeatureExtractor, WithTrain, (key,)) for key, entry in found.items()}
+        return {key: _component(entry, FeatureExtractor, WithWeights, (key,)) for key, entry in found.items()}
     if value is None:
         return None
     if name in _MODELS:
@@ -178,7 +216,7 @@ def _component(value: Any, kind: type, own: type[BaseModel], path: tuple[str, ..
         if not isinstance(value, dict) or "type" not in value:
             raise ComponentError(f"expected a mapping with a 'type' (one of: {', '.join(names(kind))}), got {value!r}")
         belongs = set(own.model_fields)
-        rest = validate(own, {k: v for k, v in value.items() if k in belongs}).model_dump(mode="json")
+        rest = validate(own, {k: v for k, v in value.items() if k in belongs}).model_dump(mode="json", by_alias=True)
         spec: registry.Spec[Any] = registry.resolve(kind, {k: v for k, v in value.items() if k not in belongs})
     except ComponentError as error:
         raise ComponentError(error.message, (*path, *error.path)) from error
@@ -204,7 +242,7 @@ def json_schema() -> dict[str, Any]:
         "system": {"type": "string"},
         "title": {"type": ["string", "null"]},
         "seed": {"type": ["integer", "null"], "minimum": 0},
-        "networks": {"type": ["object", "null"], "additionalProperties": _with_own(FeatureExtractor, WithTrain)},
+        "networks": {"type": ["object", "null"], "additionalProperties": _with_own(FeatureExtractor, WithWeights)},
         "gates": texts,
         "claims": texts,
         "scales": {"type": ["object", "null"], "additionalProperties": {"type": ["object", "null"]}},
@@ -242,7 +280,7 @@ def _with_own(kind: type, own: type[BaseModel]) -> dict[str, Any]:
         schema = _configuration(kind, name)
         schema["properties"] = {**schema["properties"], **extra.get("properties", {})}
         schema["required"] = [*schema["required"], *extra.get("required", [])]
-        choices.append(schema)
+        choices.append(schema | {key: extra[key] for key in ("anyOf",) if key in extra})
     return {"oneOf": [*choices, _foreign()]}
 
 

@@ -23,13 +23,14 @@ def body(ctx: StageContext) -> dict[str, float]:
     from components.training import distributed
     from components.training.config import Train
     from components.training.trainer import train
-    from flows import pictures
+    from flows import initial, pictures
 
     section = ctx.section("tokenizer")
-    chosen = {name: value for name, value in section.items() if name not in ("train", "transforms")}
+    chosen = initial.component(section)
     image = shards.image_format(ctx.files("dataset"))
     torch.manual_seed(ctx.seed)
     tokenizer = registry.build(Tokenizer, chosen, image)
+    initial.start(ctx, tokenizer, section, Tokenizer)
     tokenizer.use(load_networks(ctx, "tokenizer"))
     config = Train(**section["train"])
     transforms = [registry.build(Transform, transform) for transform in section["transforms"]]
@@ -51,7 +52,7 @@ def body(ctx: StageContext) -> dict[str, float]:
         "psnr": float(-10 * error.clamp(min=1e-10).log10().mean()),
         "usage": share,
         "perplexity": perplexity,
-        "loss": last["loss"],
+        **{name: last[name] for name in ("loss",) if name in last},
         "parameters": sum(p.numel() for p in tokenizer.parameters()),
     }
 

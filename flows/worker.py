@@ -50,9 +50,8 @@ def run_stage(run: str, stage: str, whole: bool = False) -> dict[str, float]:
         return metrics
     _place(ctx, whole)
     write_json_atomic(folder / "metrics" / f"{stage}.json", metrics)
-    rows = step_metrics(ctx.work)
-    if any("loss" in row for row in rows):
-        write_bytes_atomic(folder / "plots" / f"{stage}.csv", as_csv(rows))
+    if "plots" in yamlio.load(folder / "dvc.yaml")["stages"][stage]:
+        write_bytes_atomic(folder / "plots" / f"{stage}.csv", as_csv(step_metrics(ctx.work)))
     return metrics
 
 
@@ -113,7 +112,9 @@ def step_metrics(work: Path) -> list[dict[str, Any]]:
 
 
 def as_csv(rows: list[dict[str, Any]]) -> bytes:
-    names = sorted({name for row in rows for name in row if name.rpartition(".")[2] not in ("step", *_CLOCK)})
+    names = sorted({name for row in rows for name in row if name.rpartition(".")[2] not in ("step", *_CLOCK)}) or [
+        "loss"
+    ]
     text = io.StringIO()
     writer = csv.DictWriter(text, ["step", *names], extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

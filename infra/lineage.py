@@ -48,8 +48,11 @@ def emit(
     sections: Mapping[str, Any],
     metrics: Mapping[str, float],
     facts: Mapping[str, Any],
+    published: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes the event of one stage run; the same stage key of a run always has the same file."""
+    """Writes the event of one stage run; the same stage key of a run always has the same file.
+
+    `published` are inputs that no run made, where they came from -> SHA-256."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     event = {
         "eventType": "COMPLETE",
@@ -75,17 +78,23 @@ def emit(
             },
         },
         "job": {"namespace": run.name, "name": stage},
-        "inputs": [_dataset(settings, path, digest) for path, digest in inputs.items()],
-        "outputs": [_dataset(settings, path, digest) for path, digest in outputs.items()],
+        "inputs": [
+            *(_dataset(settings.remote, path, digest) for path, digest in inputs.items()),
+            *(_dataset(PUBLISHED, source, digest) for source, digest in (published or {}).items()),
+        ],
+        "outputs": [_dataset(settings.remote, path, digest) for path, digest in outputs.items()],
     }
     path = event_path(run, stage, key)
     write_json_atomic(path, event)
     return path
 
 
-def _dataset(settings: Settings, path: str, digest: str) -> dict[str, Any]:
+PUBLISHED = "published"  # the namespace of weights from outside
+
+
+def _dataset(namespace: str, path: str, digest: str) -> dict[str, Any]:
     return {
-        "namespace": settings.remote,
+        "namespace": namespace,
         "name": digest,
         "facets": {"tessera": {"_producer": _PRODUCER, "_schemaURL": _PRODUCER, "path": path}},
     }
@@ -119,7 +128,8 @@ def events(run: Path) -> dict[str, dict[str, Any]]:
     fits: dict[str, bool] = {}
     for event in _all_events(run):
         name = event["job"]["name"]
-        ends = {item["name"] for side in ("inputs", "outputs") for item in event[side]}
+        items = [item for side in ("inputs", "outputs") for item in event[side]]
+        ends = {item["name"] for item in items if item["namespace"] != PUBLISHED}
         now = name in committed and committed[name] == ends
         if now or not fits.get(name):
             found[name], fits[name] = event, now

@@ -11,22 +11,25 @@ Refused: whatever that architecture cannot say (positions of several codes, two 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from components import registry
 from components.backbones._blocks import EPSILON
 from components.backbones.transformer import Transformer
 from components.conditioners.class_label import ClassLabel
-from components.converters._tensors import ConversionError
+from components.converters._tensors import ConversionError, load
 from components.generators.next_token import NextToken
 from components.heads.categorical import Categorical
 from components.interfaces import Generator, TokenSpec
 
 if TYPE_CHECKING:
     from transformers import Qwen3ForCausalLM
+
+    from components.initial import Weights
 
 
 def to_transformers(model: Generator) -> Qwen3ForCausalLM:
@@ -86,6 +89,17 @@ def from_transformers(twin: Qwen3ForCausalLM, spec: TokenSpec, classes: int) -> 
     model = registry.build(Generator, choice, spec, classes).eval()
     model.load_state_dict(from_tensors(twin.state_dict(), spec.vocabulary))
     return model
+
+
+def start(
+    model: nn.Module, section: Mapping[str, Any], config: Mapping[str, Any], weights: Weights
+) -> None:
+    """The weights of a Qwen3ForCausalLM into a generator that was built from `section`."""
+    decoder, backbone = _plain(model)
+    theirs = (config.get("rope_parameters") or config).get("rope_theta")
+    if theirs != backbone.rope_base:
+        raise ConversionError(f"backbone.rope_base: expected {theirs} as there, got {backbone.rope_base}")
+    load(decoder, from_tensors(dict(weights), decoder.spec.vocabulary))
 
 
 def to_tensors(decoder: NextToken, backbone: Transformer) -> dict[str, Tensor]:
@@ -149,7 +163,7 @@ _SAME = {
 }
 
 
-def _plain(model: Generator) -> tuple[NextToken, Transformer]:
+def _plain(model: nn.Module) -> tuple[NextToken, Transformer]:
     if not isinstance(model, NextToken):
         raise ConversionError(
             f"only a next_token generator is a causal language model, this is a {type(model).__name__}"

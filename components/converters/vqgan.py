@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from components import registry
 from components.converters._tensors import ConversionError, load
@@ -18,6 +18,8 @@ from components.interfaces import ImageFormat, Tokenizer
 
 if TYPE_CHECKING:
     from transformers import ChameleonVQVAEConfig, JanusVQVAEConfig
+
+    from components.initial import Weights
 
 _CODES = {"quantizer.codebook.codes": "quantize.embedding.weight"}
 _OWN = ("quantizer.", "judged.")  # what theirs have not: counts of use
@@ -42,14 +44,34 @@ def chameleon_section(config: ChameleonVQVAEConfig) -> tuple[dict[str, Any], Ima
 def from_tensors(section: dict[str, Any], image: ImageFormat, theirs: Mapping[str, Tensor]) -> Tokenizer:
     """The tokenizer of a section with these weights. Without a decoder among them, `decode` refuses."""
     tokenizer = registry.build(Tokenizer, section, image).eval()
+    if not _load(tokenizer, theirs):
+        tokenizer.__dict__["decode"] = _refuse
+    return tokenizer
+
+
+def start(tokenizer: nn.Module, section: Mapping[str, Any], config: Mapping[str, Any], weights: Weights) -> None:
+    """Their weights, alone or as part of the whole model, into a tokenizer that was built from `section`. Where there is no
+    decoder among them, its own stays as it was: training makes one."""
+    codes = [name for name in weights if name.endswith("quantize.embedding.weight")]
+    if section["type"] != "vqgan" or len(codes) != 1:
+        raise ConversionError(
+            f"a '{config['model_type']}' is a 'vqgan' with one codebook; the section has '{section['type']}', the weights "
+            f"{len(codes)} codebooks"
+        )
+    unit = str(config["model_type"]).startswith("janus")
+    if bool(section["unit_latents"]) != unit:
+        raise ConversionError(f"unit_latents: expected {str(unit).lower()} for a '{config['model_type']}'")
+    _load(tokenizer, weights.below(codes[0].removesuffix("quantize.embedding.weight")))
+
+
+def _load(tokenizer: nn.Module, theirs: Mapping[str, Tensor]) -> bool:
+    """Whether there was a decoder among them."""
     names = {their: ours for ours, their in _CODES.items()}
     tensors = {names.get(name, name): tensor for name, tensor in theirs.items()}
     drawn = any(name.startswith("decoder.") for name in tensors)
     kept = [n for n in tokenizer.state_dict() if n.startswith(_OWN) and n not in _CODES]
     load(tokenizer, tensors, tuple(kept) if drawn else (*kept, "decoder."))
-    if not drawn:
-        tokenizer.__dict__["decode"] = _refuse
-    return tokenizer
+    return drawn
 
 
 def to_tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:

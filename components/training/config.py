@@ -12,7 +12,7 @@ class Train(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    steps: int = Field(ge=1, description="optimizer steps")
+    steps: int = Field(ge=0, description="optimizer steps; 0 only for a section that starts from published weights")
     batch_size: int = Field(default=128, ge=1, description="samples a step, over all processes")
     lr: float = Field(default=1e-3, gt=0, description="peak learning rate of AdamW")
     warmup: int = Field(default=20, ge=0, description="steps of linear warm-up")
