@@ -1,12 +1,13 @@
 """A training step of a decoder: ours against Hugging Face's Llama of the same shape and a hand-written loop.
 
-    python -m benchmarks.training [--rounds 9] [--compiled] [--device cpu]
+    python -m benchmarks.training [--rounds 9] [--compiled] [--profile]
 
 10.8M parameters (8 layers of width 320, vocabulary 1,024), batches of 8 x 256 tokens, float32; a step is forward, backward,
 clipping at 1 and AdamW (fused). `tessera` is the trainer's own step on `next_token`, with everything that goes with it (finite
 check, named losses, queries and keys normalized); `tessera compiled` the same with `compiled` placement; `llama` is
 LlamaForCausalLM in a plain loop; `by hand` a minimal decoder of the same shape (no normalized queries and keys) in the style
-of nanoGPT. All take turns in one process; medians.
+of nanoGPT. All take turns in one process; medians. `--profile` prints where the time of a step goes, by torch's profiler, and
+how fast its matrix products are.
 """
 
 from __future__ import annotations
@@ -116,6 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     chosen = parser.parse_args()
     torch.manual_seed(0)
     steps = {"tessera": ours(Placement()), "llama": llama(), "by hand": by_hand()}
@@ -132,6 +134,31 @@ def main() -> None:
     for name, median in medians.items():
         ratios = "  ".join(f"{medians[peer] / median:5.2f} x {peer}" for peer in ("llama", "by hand") if peer != name)
         print(f"{name:17} {1000 * median:7.0f} ms  {BATCH * LENGTH / median:7.0f} tokens/s  {ratios}")
+    if chosen.profile:
+        for name, step in steps.items():
+            print(f"{name:17} {profiled(step)}")
+
+
+def profiled(step: Callable[[], None], times: int = 5) -> str:
+    """The shares of matrix products, of attention and of the optimizer in the time of the operators, and the products' speed."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], with_flops=True) as found:
+        for _ in range(times):
+            step()
+    events = found.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+
+    def spent(*names: str) -> float:
+        return sum(event.self_cpu_time_total for event in events if any(name in event.key for name in names))
+
+    products = ("aten::mm", "aten::addmm", "aten::bmm", "mkl_linear", "linear_pointwise")
+    flops = sum(event.flops for event in events if event.key in products)
+    return (
+        f"{100 * spent(*products) / total:.0f} % matrix products ({flops / spent(*products) / 1000:.0f} GFLOP/s), "
+        f"{100 * spent('scaled_dot_product') / total:.0f} % attention, {100 * spent('adamw') / total:.0f} % AdamW, "
+        f"{1e-3 * total / times:.0f} ms of operators a step"
+    )
 
 
 if __name__ == "__main__":

@@ -675,7 +675,7 @@ class Autoregressive(Generator):
     @abstractmethod
     def begin(self, condition: Tensor, prefix: Tensor | None = None) -> tuple[Tensor, Any]:
         """Starts sampling after `prefix` [B, P, G] (default: nothing): (hidden state of the next position [B, W], state).
-        `state.rewind(n)` goes back to n positions."""
+        `state.rewind(n)` goes back to n positions; `state.repeat(n)` is a state with every row n times in a row."""
 
     @abstractmethod
     def extend(self, codes: Tensor, state: Any) -> Tensor:

@@ -41,7 +41,7 @@ def component(section: dict[str, Any]) -> dict[str, Any]:
 
 def start(ctx: StageContext, module: nn.Module, section: dict[str, Any], kind: type) -> None:
     """Loads what the section's `init` names, if it names something. Raises InitError and ConversionError."""
-    if not section["init"]:
+    if not section.get("init"):
         return
     from components.initial import start_from
 

@@ -369,6 +369,24 @@ class TestPrefixAndEnd:
         again = engine.generate(generator, LABELS, rng(), [Greedy()], guidance=guidance, prefix=prefix)
         assert torch.equal(again, whole)
 
+    @pytest.mark.parametrize("name", ["next_token", "random_order"])
+    @pytest.mark.parametrize("guidance", [1.0, 2.0])
+    @pytest.mark.parametrize("size", [0, 2])
+    def test_a_prefix_read_once_is_continued_many_times(self, name: str, guidance: float, size: int) -> None:
+        """As if every condition stood there so many times, down to the random numbers."""
+        model, reads = build(name), []
+        prefix = torch.randint(SPEC.vocabulary, (6, size, 1)) if size else None
+        begin = model.begin
+        model.begin = lambda condition, *rest: reads.append(len(condition)) or begin(condition, *rest)
+        found = engine.generate(model, LABELS, rng(), guidance=guidance, prefix=prefix, samples=3)
+        del model.begin
+        many = None if prefix is None else prefix.repeat_interleave(3, 0)
+        expected = engine.generate(model, LABELS.repeat_interleave(3), rng(), guidance=guidance, prefix=many)
+        assert torch.equal(found, expected)
+        assert reads == [6 if guidance == 1 else 12]
+        with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+            engine.generate(model, LABELS, rng(), samples=0)
+
     @pytest.mark.parametrize(
         ("prefix", "message"),
         [

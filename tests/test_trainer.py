@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage):
     whole, metrics, _ = run(tmp_path, config())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000028", "step-000000030"]
     newest = tmp_path / "step-000000030"
-    tensors, about = newest / "state.safetensors", newest / "state.json"
+    tensors, about = newest / "state-0.safetensors", newest / "state.json"
     data = bytearray(tensors.read_bytes())
     if damage == "cut":
         tensors.write_bytes(data[: len(data) // 2])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_trainer import Net, Numbers, Rows, config, same
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -139,6 +140,20 @@ def test_a_batch_without_samples_is_refused(tmp_path: Path, micro: int | None) -
         )
 
 
+@pytest.mark.slow
+def test_a_damaged_part_is_passed_over(tmp_path: Path) -> None:
+    """Of two processes' newest checkpoint, one file is torn: both go on from the one before, to the same end."""
+    alone, _ = run(tmp_path / "alone", Placement(), schedule="constant", checkpoint_every=4)
+    placement = Placement(sharding="sharded")
+    torch.multiprocessing.spawn(_worker, (2, tmp_path, placement, 8, 4), nprocs=2)
+    torn = tmp_path / "checkpoints" / "step-000000008" / "state-1.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-10])
+    torch.multiprocessing.spawn(_worker, (2, tmp_path, placement, 12, 4), nprocs=2)
+    state = torch.load(tmp_path / "rank1.pt")["state"]
+    for name, tensor in alone.state_dict().items():
+        torch.testing.assert_close(state[name], tensor, atol=1e-5, rtol=1e-5)
+
+
 class Duel(Trainable):
     """A generator that shifts noise and a discriminator of two layers; every term as an adversary needs it."""
 
@@ -209,12 +224,12 @@ class TestPlayers:
         assert {"grad_norm", "grad_norm.discriminator"} <= set(rows.rows[5])
 
 
-def _worker(rank: int, world: int, folder: Path, placement: Placement, steps: int) -> None:
+def _worker(rank: int, world: int, folder: Path, placement: Placement, steps: int, every: int = 5) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous-{steps}", rank=rank, world_size=world
     )
-    net, rows = run(folder / "checkpoints", placement, steps=steps, schedule="constant")
+    net, rows = run(folder / "checkpoints", placement, steps=steps, schedule="constant", checkpoint_every=every)
     torch.save({"state": net.state_dict(), "rows": rows.rows}, folder / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -238,6 +253,14 @@ def test_two_processes_go_on_from_one_and_one_from_two(tmp_path: Path, placement
     for name, tensor in ranks[0]["state"].items():
         assert torch.equal(tensor, ranks[1]["state"][name]), name
         assert type(tensor) is Tensor
+    newest = sorted((tmp_path / "checkpoints").glob("step-*"))[-1]
+    parts = sorted(newest.glob("*.safetensors"))
+    if placement.sharding == "sharded":  # each has its half, and nothing has all
+        sizes = [load_file(part)["method.blocks.0.0.weight"].shape[0] for part in parts]
+        assert sizes == [alone.blocks[0][0].weight.shape[0] // 2] * 2
+        assert 0.4 < parts[1].stat().st_size / parts[0].stat().st_size < 1
+    else:
+        assert [part.name for part in parts] == ["state-0.safetensors"]
     mended, _ = run(tmp_path / "checkpoints", Placement(), schedule="constant")
     for name, tensor in alone.state_dict().items():
         torch.testing.assert_close(mended.state_dict()[name], tensor, atol=1e-5, rtol=1e-5)

@@ -41,6 +41,9 @@ class Ordered:
     def rewind(self, position: int) -> None:
         self.cache.rewind(self.first + position)
 
+    def repeat(self, times: int) -> Ordered:
+        return Ordered(self.cache.repeat(times), self.order.repeat_interleave(times, 0), self.first)
+
 
 class RandomOrder(OfTokens, Autoregressive):
     """

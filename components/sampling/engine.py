@@ -8,7 +8,7 @@
 4. One uniform number a row and a token, inverted through the cumulative distribution, gives the token. All numbers of a
    row are drawn together, rows in order: on the CPU a sample depends on its row, not on how many come with it.
 5. A row that has drawn the tokenizer's `end` is filled with it; when all have, the decoding is over. A prefix is read in
-   one forward.
+   one forward; with `samples` more than one, condition and prefix are read once and continued so many times.
 
 On a GPU the step is compiled with static shapes. Samplers that need more than one position a step (drafts and their
 verification, trees, search) use `Decoding`'s parts: the state rewinds, `extend` takes several positions at once.
@@ -43,13 +43,15 @@ def generate(
     *,
     guidance: float | Guidance = 1.0,
     prefix: Tensor | None = None,
+    samples: int = 1,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """condition [B, ...] -> tokens [B, L] int64, those of `prefix` [B, P, G] first.
+    """condition [B, ...] -> tokens [B * samples, L] int64, those of `prefix` [B, P, G] first; the samples of a condition
+    follow one another.
 
     `rng` lives on the generator's device. `on_step(position, codes [B, G])` is called after each position, for streaming.
     Raises ValueError for what is no condition, or a prefix that does not fit."""
-    decoding = Decoding(generator, condition, rng, rules, guidance=guidance, prefix=prefix)
+    decoding = Decoding(generator, condition, rng, rules, guidance=guidance, prefix=prefix, samples=samples)
     for position, codes in decoding:
         if on_step is not None:
             on_step(position, codes)
@@ -93,14 +95,17 @@ class Decoding(Iterator[tuple[int, Tensor]]):
         *,
         guidance: float | Guidance = 1.0,
         prefix: Tensor | None = None,
+        samples: int = 1,
         log_probs: bool = False,
     ) -> None:
         self.generator, self.spec = generator, generator.spec
         self.hidden: Tensor | None = None  # of the next position, [B or 2 B, W]
-        self.rows, device = len(condition), condition.device
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}")
+        self.rows, device = len(condition) * samples, condition.device
         generator.conditioner.check(condition)
         self.position = 0 if prefix is None else prefix.shape[1]
-        self._check_prefix(prefix)
+        self._check_prefix(prefix, len(condition))
         # Made outside inference mode: the result may be used in training.
         self.codes = torch.empty(self.rows, self.spec.positions, self.spec.codes, dtype=torch.int64, device=device)
         self.taken = torch.zeros(self.codes.shape, device=device) if log_probs else None
@@ -118,11 +123,13 @@ class Decoding(Iterator[tuple[int, Tensor]]):
         with sampling_mode(generator, self.packed):
             start = None
             if prefix is not None:
-                self.codes[:, : self.position] = prefix
+                self.codes[:, : self.position] = prefix.repeat_interleave(samples, 0)
                 start = self.policy.with_twins(prefix)
             twins = self.policy.twins
             asked = torch.cat([condition, generator.conditioner.null(condition)]) if twins else condition
             self.hidden, self.state = generator.begin(asked, start)  # [B or 2 B, W]
+            if samples > 1:
+                self.hidden, self.state = self.hidden.repeat_interleave(samples, 0), self.state.repeat(samples)
 
     def __next__(self) -> tuple[int, Tensor]:
         position, positions = self.position, self.spec.positions
@@ -157,10 +164,10 @@ class Decoding(Iterator[tuple[int, Tensor]]):
             raise ValueError("log-probabilities are kept when asked for: Decoding(..., log_probs=True)")
         return self.generator.arrange(self.taken, self.state).flatten(1)
 
-    def _check_prefix(self, prefix: Tensor | None) -> None:
+    def _check_prefix(self, prefix: Tensor | None, rows: int) -> None:
         if prefix is None:
             return
-        wanted = (self.rows, self.spec.codes)
+        wanted = (rows, self.spec.codes)
         if prefix.ndim != 3 or (prefix.shape[0], prefix.shape[2]) != wanted or prefix.shape[1] > self.spec.positions:
             raise ValueError(
                 f"expected a prefix [{wanted[0]}, at most {self.spec.positions}, {wanted[1]}], got {list(prefix.shape)}"

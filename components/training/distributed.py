@@ -64,6 +64,15 @@ def from_first(value: T) -> T:
     return box[0]
 
 
+def of_all(value: T) -> list[T]:
+    """The values of all ranks, in their order."""
+    if not active():
+        return [value]
+    values: list[T] = [value] * world()
+    distributed.all_gather_object(values, value)
+    return values
+
+
 def own_part(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """This rank's contiguous, equal part of a global batch; ValueError when it can't be split evenly."""
     parts = world()

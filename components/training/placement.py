@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from components.training import distributed
+from components.training.checkpoints import Stored
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,18 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def like(value: Tensor, tensor: Tensor) -> Tensor:
-    """A whole value as `tensor` is: on its device, and sharded in the same way."""
-    value = value.to(tensor.device)
-    if not hasattr(tensor, "full_tensor"):
-        return value
-    from torch.distributed.tensor import distribute_tensor
+def like(stored: Stored, name: str, tensor: Tensor) -> Tensor:
+    """A stored tensor as `tensor` is: on its device, and of one that is sharded by rows only those that are here."""
+    if not hasattr(tensor, "to_local"):
+        return stored[name].to(tensor.device)
+    from torch.distributed.tensor import DTensor
 
-    return distribute_tensor(value, tensor.device_mesh, tensor.placements)  # type: ignore[attr-defined]
+    local = tensor.to_local()
+    size = -(-tensor.shape[0] // distributed.world())  # rows of a process; the last ones may have fewer
+    start = min(distributed.rank() * size, tensor.shape[0])
+    here = stored.rows(name, start, start + len(local)).to(local.device)
+    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    return DTensor.from_local(here, mesh, placements, shape=tensor.shape, stride=tensor.stride())
 
 
 def _recompute(block: nn.Module) -> None:

@@ -55,38 +55,39 @@ class State:
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
 
     def checkpoint(self) -> storage.State:
-        """Whole tensors, so that any number of processes can go on from them. All processes take part."""
-        tensors = {f"method.{name}": whole(tensor) for name, tensor in self.method.state_dict().items()}
+        """As they are here: of what is sharded only the rows of this process."""
+        tensors = {f"method.{name}": tensor for name, tensor in self.method.state_dict().items()}
         tensors |= {f"window.{name}": total for name, total in self.window.items()}
         for index, parameter in enumerate(self.parameters):
             for name, tensor in self.optimizer.state[parameter].items():
-                tensors[f"optimizer.{index}.{name}"] = whole(tensor)
+                tensors[f"optimizer.{index}.{name}"] = tensor
             if self.average:
-                tensors[f"average.{self.names[id(parameter)]}"] = whole(self.average[index])
+                tensors[f"average.{self.names[id(parameter)]}"] = self.average[index]
         numbers = {"counted": self.counted, "skipped": self.skipped, "in_a_row": self.in_a_row}
         last = {f"last.{name}": value for name, value in self.last.items()}
         return storage.State(self.step, self.config.steps, tensors, {**numbers, **last})
 
     @torch.no_grad()
     def restore(self, saved: storage.State) -> None:
-        parts: dict[str, dict[str, Tensor]] = {"method": {}, "window": {}, "optimizer": {}, "average": {}}
-        for key, tensor in saved.tensors.items():
-            part, _, name = key.partition(".")
-            parts[part][name] = tensor
+        stored = saved.tensors
+        assert isinstance(stored, storage.Stored)
         current = self.method.state_dict()
-        self._check(current, parts["method"])
-        self.method.load_state_dict({name: like(tensor, current[name]) for name, tensor in parts["method"].items()})
+        self._check(current, stored.shapes)
+        self.method.load_state_dict({name: like(stored, f"method.{name}", now) for name, now in current.items()})
         where = self.parameters[0].device
-        self.window = {name: total.to(where) for name, total in parts["window"].items()}
-        for name, tensor in parts["optimizer"].items():
-            number, _, key = name.partition(".")
-            parameter = self.parameters[int(number)]
-            as_parameter = like(tensor, parameter) if tensor.shape == parameter.shape else tensor.to(parameter.device)
-            self.optimizer.state[parameter][key] = as_parameter
-        for index, parameter in enumerate(self.parameters):
-            if self.average:
-                stored = parts["average"].get(self.names[id(parameter)])
-                self.average[index].copy_(parameter if stored is None else like(stored, parameter))
+        for name in stored:
+            part, _, rest = name.partition(".")
+            if part == "window":
+                self.window[rest] = stored[name].to(where)
+            elif part == "optimizer":
+                number, _, key = rest.partition(".")
+                parameter = self.parameters[int(number)]
+                alike = stored.shapes[name] == tuple(parameter.shape)
+                value = like(stored, name, parameter) if alike else stored[name].to(parameter.device)
+                self.optimizer.state[parameter][key] = value
+        for average, parameter in zip(self.average, self.parameters, strict=False):
+            name = f"average.{self.names[id(parameter)]}"
+            average.copy_(like(stored, name, parameter) if name in stored else parameter)
         numbers = dict(saved.numbers)
         self.step = saved.step
         self.counted, self.skipped, self.in_a_row = (int(numbers.pop(k)) for k in ("counted", "skipped", "in_a_row"))
@@ -104,10 +105,11 @@ class State:
             module.__dict__.pop("forward", None)  # what recomputes activations
         self.own.eval()
 
-    def _check(self, current: dict[str, Tensor], stored: dict[str, Tensor]) -> None:
+    def _check(self, current: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
+        stored = {name.removeprefix("method."): shape for name, shape in shapes.items() if name.startswith("method.")}
         for name in sorted({*current, *stored}):
             expected = tuple(current[name].shape) if name in current else "nothing"
-            actual = tuple(stored[name].shape) if name in stored else "nothing"
+            actual = stored.get(name, "nothing")
             if expected != actual:
                 raise ValueError(
                     f"the checkpoint is of another {type(self.own).__name__}: tensor '{name}' expected {expected}, found "

@@ -77,7 +77,7 @@ def train(
             "they are sharded; set TESSERA_SHARDING=replicated"
         )
     state = State(method, config, placement)
-    found = distributed.from_first(storage.newest(checkpoints, config.steps) if distributed.rank() == 0 else None)
+    found = storage.newest(checkpoints, config.steps)
     if found is not None:
         state.restore(found)
     if state.step < config.steps:
@@ -118,10 +118,7 @@ class _Loop:
                 started, reported = time.perf_counter(), done
             if last or done % config.checkpoint_every == 0:
                 self._reduce_window()
-                saved = state.checkpoint()
-                if distributed.rank() == 0:
-                    storage.save(self.checkpoints, saved)
-                distributed.barrier()
+                storage.save(self.checkpoints, state.checkpoint())
             if last or now - shown > PROGRESS_SECONDS:
                 note = f"loss {state.last['loss']:.4g}" if "loss" in state.last else ""
                 self.monitor.progress(done, config.steps, note)
