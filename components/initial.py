@@ -111,10 +111,14 @@ def _own(module: nn.Module, section: Mapping[str, Any], kind: type, config: dict
 def _of_transformers(
     module: nn.Module, section: Mapping[str, Any], kind: type, config: dict[str, Any], weights: Weights
 ) -> None:
-    from components.converters import decoder, vqgan
+    from components.converters import decoder, emu3, glm_image, vqgan
 
     readers: dict[str, dict[str, Reader]] = {
-        "Tokenizer": dict.fromkeys(("janus", "janus_vqgan", "chameleon", "chameleon_vqgan"), vqgan.start),
+        "Tokenizer": {
+            **dict.fromkeys(("janus", "janus_vqgan", "chameleon", "chameleon_vqgan"), vqgan.start),
+            **dict.fromkeys(("emu3", "emu3_vqgan"), emu3.start),
+            "glm_image": glm_image.start,
+        },
         "Generator": {"qwen3": decoder.start},
     }
     model, of_kind = str(config.get("model_type")), readers.get(kind.__name__, {})

@@ -18,6 +18,12 @@ SMALL = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.no_grad():
+        yield
+
+
 def janus() -> tuple[torch.nn.Module, object]:
     torch.manual_seed(0)
     config = transformers.JanusVQVAEConfig(**SMALL, num_patches=8, out_channels=3)
@@ -48,7 +54,6 @@ def pictures(n: int) -> Tensor:
     return torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("n", [1, 3])
 class TestJanus:
     def test_the_same_codes_and_reconstructions(self, n: int) -> None:
@@ -68,7 +73,6 @@ class TestJanus:
         assert all(torch.equal(back[name], before[name]) for name in before)
 
 
-@torch.no_grad()
 class TestChameleon:
     @pytest.mark.parametrize("n", [1, 3])
     def test_the_same_codes(self, n: int) -> None:

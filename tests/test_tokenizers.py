@@ -24,6 +24,18 @@ CASES = {
             "quantizer": {"type": "vq", "codebook_size": 16},
         }
     ],
+    "movq": [
+        {
+            "base": 32, "multipliers": [1, 1, 1], "blocks": 1, "attention": [2], "dim": 4,
+            "quantizer": {"type": "vq", "codebook_size": 16},
+        }
+    ],
+    "semantic_vq": [
+        {
+            "patch": 4, "depth": 1, "width": 32, "heads": 2, "hidden": 64, "positions": 6, "dim": 4, "decoder_depth": 1,
+            "quantizer": {"type": "vq", "codebook_size": 16, "assignment": {"type": "cosine"}},
+        }
+    ],
     "vit_grid": [{"depth": 1, "width": 32, "heads": 2, "dim": 4, "quantizer": {"type": "vq", "codebook_size": 16}}],
     "query": [
         {"count": 6, "depth": 1, "width": 32, "heads": 2, "dim": 4, "quantizer": {"type": "vq", "codebook_size": 16}},

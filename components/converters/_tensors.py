@@ -15,10 +15,19 @@ class ConversionError(ValueError):
 
 def load(module: nn.Module, tensors: Mapping[str, Tensor], left_out: tuple[str, ...] = ()) -> None:
     """Into the module, whose tensors that begin with `left_out` stay; ConversionError names the tensor that does not fit."""
-    expected = {n: t for n, t in module.state_dict().items() if not n.startswith(left_out)}
+    compare({n: t for n, t in module.state_dict().items() if not n.startswith(left_out)}, tensors)
+    module.load_state_dict(dict(tensors), strict=False)
+
+
+def compare(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Raises ConversionError naming the first tensor that is missing, left over or of another shape."""
     for name in sorted({*expected, *tensors}):
         wanted = tuple(expected[name].shape) if name in expected else "nothing"
         found = tuple(tensors[name].shape) if name in tensors else "nothing"
         if wanted != found:
             raise ConversionError(f"tensor '{name}': expected {wanted}, found {found}")
-    module.load_state_dict(dict(tensors), strict=False)
+
+
+def refuse_to_draw(tokens: Tensor) -> Tensor:
+    """In place of `decode`, where weights have no decoder."""
+    raise ConversionError("these weights have no decoder: tokens can be made from pictures, and not be drawn")

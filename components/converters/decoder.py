@@ -91,9 +91,7 @@ def from_transformers(twin: Qwen3ForCausalLM, spec: TokenSpec, classes: int) -> 
     return model
 
 
-def start(
-    model: nn.Module, section: Mapping[str, Any], config: Mapping[str, Any], weights: Weights
-) -> None:
+def start(model: nn.Module, section: Mapping[str, Any], config: Mapping[str, Any], weights: Weights) -> None:
     """The weights of a Qwen3ForCausalLM into a generator that was built from `section`."""
     decoder, backbone = _plain(model)
     theirs = (config.get("rope_parameters") or config).get("rope_theta")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from components import registry
-from components.converters._tensors import ConversionError, load
+from components.converters._tensors import ConversionError, load, refuse_to_draw
 from components.interfaces import ImageFormat, Tokenizer
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def from_tensors(section: dict[str, Any], image: ImageFormat, theirs: Mapping[st
     """The tokenizer of a section with these weights. Without a decoder among them, `decode` refuses."""
     tokenizer = registry.build(Tokenizer, section, image).eval()
     if not _load(tokenizer, theirs):
-        tokenizer.__dict__["decode"] = _refuse
+        tokenizer.__dict__["decode"] = refuse_to_draw
     return tokenizer
 
 
@@ -81,10 +81,6 @@ def to_tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
         if name in _CODES or not name.startswith(_OWN):
             found[_CODES.get(name, name)] = tensor.clone()
     return found
-
-
-def _refuse(tokens: Tensor) -> Tensor:
-    raise ConversionError("these weights have no decoder: tokens can be made from pictures, and not be drawn")
 
 
 def _section(config: Any, attention: list[int]) -> dict[str, Any]:
