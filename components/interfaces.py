@@ -11,7 +11,7 @@ the name of a built-in is the name of its file, and the file defines one class o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -495,6 +495,43 @@ class Tokenizer(Trainable):
         """[B, L] -> [B, C, H, W] in [-1, 1]"""
 
 
+class TextTokenizer(ABC):
+    """Text <-> tokens [T] int64 in [0, vocabulary), T its own for every text. Constructor: `(*, config)`.
+
+    No text is lost: `decode(encode(texts))` are the texts. What is encoded never has `end` in it, whatever a text says;
+    whoever joins texts puts it between them."""
+
+    family: ClassVar[str] = "components.text_tokenizers"
+    vocabulary: int  # V
+    end: int  # the token after which a text is over
+
+    @abstractmethod
+    def fit(self, texts: Iterable[str]) -> None:
+        """Learns the vocabulary, which follows from the texts, whatever their order. Raises ComponentError when they do not
+        give as many tokens as are asked for, ValueError for half of a surrogate pair."""
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> list[Tensor]:
+        """n texts -> n x [T] int64; ValueError for half of a surrogate pair"""
+
+    @abstractmethod
+    def decode(self, tokens: Sequence[Tensor]) -> list[str]:
+        """n x [T] int64 -> n texts, each up to its first `end`; what is no UTF-8 becomes U+FFFD. Raises ValueError for
+        tokens of another vocabulary."""
+
+    @abstractmethod
+    def dump(self) -> str:
+        """What was learnt, as the `tokenizer.json` of Hugging Face's tokenizers; always the same for the same."""
+
+    @abstractmethod
+    def restore(self, stored: str) -> None:
+        """Takes what `dump` gave; ValueError for what is not that."""
+
+    def spec(self, length: int) -> TokenSpec:
+        """Of sequences of `length` tokens."""
+        return TokenSpec((self.vocabulary,), length, "sequence", end=self.end)
+
+
 class Autoencoder(Trainable):
     """Sample <-> continuous latents [B, N, D], about standard normal. Constructor: `(image, *, config)`.
 
@@ -732,9 +769,10 @@ class PostTraining(Trainable):
 
 @dataclass
 class EvaluationBatch:
-    """One batch of what is measured. Reconstruction metrics read the first four, sample metrics the last three.
+    """One batch of what is measured. Reconstruction metrics read the first four, sample metrics the next two.
 
-    `heldout` and `heldout_labels` are real images that training never saw."""
+    `heldout` and `heldout_labels` are real images that training never saw. `numbers` says which of all held-out images (or
+    samples) each row is: what a metric draws at random follows from it, never from who measures which part."""
 
     heldout: Tensor | None = None  # [B, C, H, W]
     heldout_labels: Tensor | None = None  # [B]
@@ -742,6 +780,7 @@ class EvaluationBatch:
     tokens: Tensor | None = None  # [B, L]
     samples: Tensor | None = None  # [B, C, H, W]
     sample_labels: Tensor | None = None  # [B]
+    numbers: Tensor | None = None  # [B] int64
 
 
 class Metric(ABC):
@@ -749,6 +788,9 @@ class Metric(ABC):
 
     family: ClassVar[str] = "components.evaluation"
     better: ClassVar[Literal["higher", "lower"]]
+
+    def use(self, tokenizer: Tokenizer, generator: Generator | None) -> None:  # noqa: B027 - most need only batches
+        """The models that are measured, before the first batch: for what only they can tell (likelihoods, decoding)."""
 
     @abstractmethod
     def update(self, batch: EvaluationBatch) -> None: ...
@@ -768,7 +810,7 @@ KINDS: dict[str, type] = {
     for kind in (
         Source, Transform, Mixture, FeatureExtractor, Quantizer, Codebook, Initialization, Assignment,
         GradientEstimator, Regularizer, Revival, ReconstructionLoss, Adversary, LatentChange, Tokenizer,
-        Autoencoder, Backbone, Conditioner, Head, Generator, Sampler, PostTraining, Reward, Metric,
+        TextTokenizer, Autoencoder, Backbone, Conditioner, Head, Generator, Sampler, PostTraining, Reward, Metric,
     )
 }  # fmt: skip
 
@@ -778,6 +820,6 @@ __all__ = [
     "Generator", "GradientEstimator", "Head", "ImageFormat", "Initialization", "LatentChange", "LatentSpec", "Map",
     "Mask", "Metric", "Mixture", "MixtureData", "MixtureResult", "Modality", "Monitor", "Networks", "Parallel",
     "Part", "PostTraining", "Quantized", "Quantizer", "ReconstructionLoss", "Regularizer", "Revival", "Reward",
-    "Sample", "Sampler", "SequenceShape", "Silent", "Sink", "Source", "Stored", "TokenSpec", "Tokenizer",
+    "Sample", "Sampler", "SequenceShape", "Silent", "Sink", "Source", "Stored", "TextTokenizer", "TokenSpec", "Tokenizer",
     "Trainable", "Transform", "Visible",
 ]  # fmt: skip

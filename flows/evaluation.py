@@ -33,7 +33,6 @@ if TYPE_CHECKING:
         Networks,
         Sampler,
         Tokenizer,
-        TokenSpec,
     )
     from components.registry import Spec
 
@@ -112,11 +111,15 @@ class Bench:
             images = torch.cat([tokenizer.decode(tokens[p]).clamp(-1, 1) for p in self._parts(len(tokens))])
         pairs = [
             EvaluationBatch(
-                heldout=self.heldout[p], heldout_labels=self.labels[p], reconstructions=images[p], tokens=tokens[p]
+                heldout=self.heldout[p],
+                heldout_labels=self.labels[p],
+                reconstructions=images[p],
+                tokens=tokens[p],
+                numbers=torch.arange(len(images))[p],
             )
             for p in self._parts(len(images))
         ]
-        return measure(self.specs, self.networks, tokenizer.spec, pairs), images
+        return measure(self.specs, self.networks, tokenizer, None, pairs), images
 
     def samples(self, tokenizer: Tokenizer, generator: Generator, sampler: Sampler) -> tuple[dict[str, float], Tensor]:
         """Metrics of drawn images, the target's classes evenly, and the images, [n, C, H, W]; the same random numbers for
@@ -132,14 +135,20 @@ class Bench:
             for p in self._parts(self.count)
         ])  # fmt: skip
         real = [
-            EvaluationBatch(heldout=self.heldout[p], heldout_labels=self.labels[p])
+            EvaluationBatch(
+                heldout=self.heldout[p], heldout_labels=self.labels[p], numbers=torch.arange(len(self.heldout))[p]
+            )
             for p in self._parts(len(self.heldout))
         ]
         drawn = [
-            EvaluationBatch(samples=images[p], sample_labels=wanted[p] if self.classes else None)
+            EvaluationBatch(
+                samples=images[p],
+                sample_labels=wanted[p] if self.classes else None,
+                numbers=torch.arange(self.count)[p],
+            )
             for p in self._parts(self.count)
         ]
-        return measure(self.specs, self.networks, tokenizer.spec, [*real, *drawn]), images
+        return measure(self.specs, self.networks, tokenizer, generator, [*real, *drawn]), images
 
     def by_class(self, images: Tensor, generator: Generator) -> list[Tensor]:
         """The first samples of each class, for one row a class."""
@@ -158,10 +167,16 @@ class Bench:
 
 
 def measure(
-    specs: Iterable[Spec[Metric]], networks: Networks, spec: TokenSpec, batches: Iterable[EvaluationBatch]
+    specs: Iterable[Spec[Metric]],
+    networks: Networks,
+    tokenizer: Tokenizer,
+    generator: Generator | None,
+    batches: Iterable[EvaluationBatch],
 ) -> dict[str, float]:
     """Fresh metrics over the batches; a metric that found nothing to measure in them gives nothing."""
-    metrics = [choice.build(networks, spec) for choice in specs]
+    metrics = [choice.build(networks, tokenizer.spec) for choice in specs]
+    for metric in metrics:
+        metric.use(tokenizer, generator)
     for batch in batches:
         for metric in metrics:
             metric.update(batch)

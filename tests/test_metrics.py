@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from _measured import NAMES, SPEC, build, pieces
 from torch import Tensor
 
 from components import registry
@@ -12,9 +13,7 @@ from components.evaluation.class_accuracy import wilson
 from components.evaluation.diversity import spread
 from components.evaluation.fd import Moments, frechet_distance
 from components.evaluation.ssim import ssim
-from components.interfaces import EvaluationBatch, FeatureExtractor, Metric, TokenSpec
-
-SPEC = TokenSpec((32,), 4, "grid", grid=(2, 2))
+from components.interfaces import EvaluationBatch, FeatureExtractor, Metric
 
 
 class Projection(FeatureExtractor):
@@ -49,22 +48,14 @@ def batch(seed: int = 0, real: int = 60, drawn: int = 90) -> EvaluationBatch:
         tokens=torch.randint(0, 32, (real, 4), generator=rng),
         samples=torch.rand(drawn, 1, 16, 16, generator=rng) * 2 - 1,
         sample_labels=torch.arange(drawn) % 3,
+        numbers=torch.arange(max(real, drawn)),
     )
 
 
-def pieces(whole: EvaluationBatch, size: int) -> list[EvaluationBatch]:
-    fields = vars(whole)
-    longest = max(len(v) for v in fields.values())
-    return [
-        EvaluationBatch(**{k: v[s : s + size] if len(v[s : s + size]) else None for k, v in fields.items()})
-        for s in range(0, longest, size)
-    ]
-
-
-@pytest.mark.parametrize("name", registry.names(Metric))
+@pytest.mark.parametrize("name", NAMES)
 class TestContract:
     def build(self, name: str) -> Metric:
-        return registry.build(Metric, {"type": name}, NETWORKS, SPEC)
+        return build(NETWORKS, name)
 
     @pytest.mark.parametrize("size", [1, 7, 64])
     def test_pieces_equal_one_batch(self, name: str, size: int) -> None:

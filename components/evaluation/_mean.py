@@ -9,6 +9,13 @@ from torch import Tensor
 Z = 1.959963984540054  # 95 % of a normal distribution lie within so many standard deviations
 
 
+def student(count: int) -> float:
+    """Within so many estimated standard errors lies, with 95 %, the mean of `count` normal values (Student 1908)."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(count - 1, 0.975))
+
+
 class Mean:
     """Of numbers that come in batches and from several workers; count, mean and sum of squares about it in float64.
 
@@ -37,12 +44,13 @@ class Mean:
         self.mean += step * count / total
         self.count = total
 
-    def named(self, name: str) -> dict[str, float]:
-        """The mean and, from two values on, the ends of its 95 % interval (normal); nothing without values."""
+    def named(self, name: str, z: float = Z) -> dict[str, float]:
+        """The mean and, from two values on, the ends of its 95 % interval; nothing without values. Of few values `z` is
+        `student(count)`."""
         if not self.count:
             return {}
         found = {name: self.mean}
         if self.count > 1:
-            half = Z * math.sqrt(self.scatter / (self.count - 1) / self.count)
+            half = z * math.sqrt(self.scatter / (self.count - 1) / self.count)
             found |= {f"{name}.low": self.mean - half, f"{name}.high": self.mean + half}
         return found

@@ -20,7 +20,7 @@ class TwoSides(Metric):
     def update(self, batch: EvaluationBatch) -> None:
         for reservoir, images in ((self.real, batch.heldout), (self.drawn, batch.samples)):
             if images is not None:
-                reservoir.update(self.network.features(images))
+                reservoir.update(self.network.features(images), batch.numbers)
 
     def merge(self, other: Metric) -> None:
         assert isinstance(other, TwoSides)

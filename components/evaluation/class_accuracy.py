@@ -16,8 +16,8 @@ from components.interfaces import EvaluationBatch, Metric, Networks, TokenSpec
 from components.networks import Reference, refer
 
 
-def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95% interval of a share, from counts."""
+def wilson(right: float, total: float, z: float = 1.96) -> tuple[float, float]:
+    """The 95% interval of a share, from counts (or from how many independent ones they are worth)."""
     share, square = right / total, z * z / total
     center = (share + square / 2) / (1 + square)
     half = math.sqrt(share * (1 - share) * square + square * square / 4) / (1 + square)

@@ -2,7 +2,7 @@
 
 1. The squared maximum mean discrepancy with the kernel (x.y / F + 1)^3, unbiased (pairs of an image with itself left out).
 2. Estimated on `blocks` disjoint random blocks of at most `block` images of each side; the value is their mean, the
-   interval that of a mean over blocks (normal). So memory is bounded, whatever the number of images.
+   interval Student's for a mean over blocks. So memory is bounded, whatever the number of images.
 3. The name says the network (`kid_judge`); the published KID has the Inception-2015 weights.
 
 Deliberately absent: overlapping subsets, whose spread says too little. Source: Binkowski et al. 2018,
@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from components.evaluation._mean import Mean
+from components.evaluation._mean import Mean, student
 from components.evaluation._sides import TwoSides
 from components.interfaces import Networks, TokenSpec
 from components.networks import Reference
@@ -52,12 +52,7 @@ class KID(TwoSides):
         if real is None or drawn is None or min(len(real), len(drawn)) < 2 * self.blocks:
             return {}
         mean = Mean()
-        sides = [_shuffled(r.rows, r.keys).chunk(self.blocks) for r in (self.real, self.drawn) if r.rows is not None]
-        for x, y in zip(*sides, strict=False):
+        # Reservoirs are in random order: neighbours of the stream are in different blocks.
+        for x, y in zip(real.tensor_split(self.blocks), drawn.tensor_split(self.blocks), strict=True):
             mean.update(squared_discrepancy(x, y)[None])
-        return mean.named(self.name)
-
-
-def _shuffled(rows: Tensor, keys: Tensor) -> Tensor:
-    """In the order of their random numbers: neighbours of the stream come apart."""
-    return rows[keys.argsort()]
+        return mean.named(self.name, student(self.blocks))

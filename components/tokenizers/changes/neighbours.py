@@ -24,12 +24,18 @@ from components.quantizers.vq import VQ
 from components.registry import ComponentError
 
 
+def neighbourhood(latents: Tensor, quantizer: VQ, nearest: int) -> Tensor:
+    """Latents [B, N, D] -> the codes nearest to each, nearest first, [B, N, nearest] (all where there are fewer)."""
+    flat = quantizer.assignment.prepare(latents.float().flatten(0, 1))
+    table = quantizer.assignment.prepare(quantizer.codebook.table())
+    near = quantizer.assignment.logits(flat, table).topk(min(nearest, len(table)), -1).indices
+    return near.view(*latents.shape[:2], near.shape[1])
+
+
 def perturbed(latents: Tensor, codes: Tensor, quantizer: VQ, *, rate: float, share: float, nearest: int) -> Tensor:
     """Latents [B, N, D] and their codes [B, N, 1] -> codes with some replaced, [B, N, 1]; torch's global random numbers."""
     images = math.floor(share * len(codes))
-    flat = quantizer.assignment.prepare(latents[:images].float().flatten(0, 1))
-    table = quantizer.assignment.prepare(quantizer.codebook.table())
-    near = quantizer.assignment.logits(flat, table).topk(min(nearest, len(table)), -1).indices  # [images * N, nearest]
+    near = neighbourhood(latents[:images], quantizer, nearest).flatten(0, 1)  # [images * N, nearest]
     drawn = near.gather(1, torch.randint(near.shape[1], (len(near), 1), device=near.device)).view(
         images, codes.shape[1], 1
     )
