@@ -7,7 +7,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -330,6 +330,23 @@ def decode(
     from flows import use
 
     use.decode(_settings(), model, codes, output)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="a run, a bundle or component folder, or models:/name@alias")],
+    folder: Annotated[Path, typer.Argument(help="a new folder")],
+    as_: Annotated[
+        Literal["tessera", "transformers"], typer.Option("--as", help="whose format; transformers: a plain decoder")
+    ] = "tessera",
+    license_: Annotated[
+        str, typer.Option("--license", help="of the weights, as the Hugging Face hub calls it")
+    ] = "other",
+) -> None:
+    """Write a model as a folder for others, with a model card."""
+    from flows import export as exporting
+
+    exporting.export(_settings(), model, folder, as_, license_)
 
 
 # ---------------------------------------------------------------------------------------------------------- data

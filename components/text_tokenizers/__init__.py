@@ -1,0 +1,1 @@
+HELPERS = ("stored",)  # files of this package that are parts, not methods
