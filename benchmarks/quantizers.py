@@ -1,10 +1,11 @@
 """Quantizers, forward and backward, against vector-quantize-pytorch at equal settings.
 
-    python -m benchmarks.quantizers [--rounds 7] [--sizes 1024 16384 262144]
+    python -m benchmarks.quantizers [--rounds 7] [--sizes 1024 16384 262144] [--rules moving_average rvq]
 
 Latents [8, 256, 64] float32; a step is forward in training mode, backward of the sum of latents and losses, and what moves the
 codebook. Each pair takes turns in one process (medians of the ratios); peak memory is that of a process of its own, above
-what it had before the first step. FSQ, LFQ and RVQ at their usual sizes.
+what it had before the first step. FSQ, LFQ and RVQ at their usual sizes. `--rules` measures these and no others: with
+262,144 codes each takes minutes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ Step = Callable[[Tensor], None]
 
 #: name -> (our configuration, theirs), for a codebook of K codes
 WITH_SIZE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "moving average": ({"type": "vq", "revival": None}, {"decay": 0.99, "commitment_weight": 0.25}),
+    "moving_average": ({"type": "vq", "revival": None}, {"decay": 0.99, "commitment_weight": 0.25}),
     "cosine": (
         {"type": "vq", "assignment": {"type": "cosine"}, "revival": None},
         {"decay": 0.99, "commitment_weight": 0.25, "use_cosine_sim": True},
@@ -34,7 +36,7 @@ WITH_SIZE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"type": "vq", "codebook": {"type": "learned"}, "revival": None},
         {"learnable_codebook": True, "ema_update": False, "commitment_weight": 0.25},
     ),
-    "rotation trick": (
+    "rotation_trick": (
         {"type": "vq", "gradient": {"type": "rotation"}, "revival": None},
         {"decay": 0.99, "commitment_weight": 0.25, "rotation_trick": True},
     ),
@@ -73,40 +75,36 @@ def theirs(name: str, config: dict[str, Any], dim: int = DIM) -> Step:
     return step
 
 
-def cases(sizes: list[int]) -> list[tuple[str, Callable[[], Step], Callable[[], Step]]]:
+#: name -> (as it is printed, our configuration, their class, their configuration), of one size
+OF_ONE_SIZE: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
+    "rvq": (
+        "RVQ, 4 x 1,024",
+        {"type": "rvq", "stages": 4, "codebook_size": 1024, "revival": None},
+        "ResidualVQ",
+        {"num_quantizers": 4, "codebook_size": 1024, "decay": 0.99, "commitment_weight": 0.25},
+    ),
+    "fsq": ("FSQ, 8 5 5 5", {"type": "fsq", "levels": [8, 5, 5, 5]}, "FSQ", {"levels": [8, 5, 5, 5]}),
+    "lfq": (
+        "LFQ, 10 bits",
+        {"type": "lfq", "bits": 10, "temperature": 0.01},
+        "LFQ",
+        {"codebook_size": 1024, "entropy_loss_weight": 0.1, "diversity_gamma": 1.0},
+    ),
+}
+RULES = (*WITH_SIZE, *OF_ONE_SIZE)
+
+
+def cases(sizes: list[int], rules: list[str]) -> list[tuple[str, Callable[[], Step], Callable[[], Step]]]:
+    """(as it is printed, ours, theirs), each made when it is its turn"""
     found: list[tuple[str, Callable[[], Step], Callable[[], Step]]] = []
     for size in sizes:
-        for name, (mine, other) in WITH_SIZE.items():
-            found.append(
-                (
-                    f"{name}, K = {size:,}",
-                    lambda mine=mine, size=size: ours({**mine, "codebook_size": size}),  # type: ignore[misc]
-                    lambda other=other, size=size: theirs("VectorQuantize", {**other, "codebook_size": size}),  # type: ignore[misc]
-                )
-            )
-    found.append(
-        (
-            "RVQ, 4 x 1,024",
-            lambda: ours({"type": "rvq", "stages": 4, "codebook_size": 1024, "revival": None}),
-            lambda: theirs(
-                "ResidualVQ", {"num_quantizers": 4, "codebook_size": 1024, "decay": 0.99, "commitment_weight": 0.25}
-            ),
-        )
-    )
-    found.append(
-        (
-            "FSQ, 8 5 5 5",
-            lambda: ours({"type": "fsq", "levels": [8, 5, 5, 5]}),
-            lambda: theirs("FSQ", {"levels": [8, 5, 5, 5]}),
-        )
-    )
-    found.append(
-        (
-            "LFQ, 10 bits",
-            lambda: ours({"type": "lfq", "bits": 10, "temperature": 0.01}),
-            lambda: theirs("LFQ", {"codebook_size": 1024, "entropy_loss_weight": 0.1, "diversity_gamma": 1.0}),
-        )
-    )
+        for rule in (rule for rule in WITH_SIZE if rule in rules):
+            mine, other = ({**config, "codebook_size": size} for config in WITH_SIZE[rule])
+            label = f"{rule.replace('_', ' ')}, K = {size:,}"
+            found.append((label, partial(ours, mine), partial(theirs, "VectorQuantize", other)))
+    for rule in (rule for rule in OF_ONE_SIZE if rule in rules):
+        label, mine, peer, other = OF_ONE_SIZE[rule]
+        found.append((label, partial(ours, mine), partial(theirs, peer, other)))
     return found
 
 
@@ -145,8 +143,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--sizes", type=int, nargs="*", default=[1024, 16384, 262144])
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES), metavar="NAME")
     chosen = parser.parse_args()
-    every = cases(chosen.sizes)
+    every = cases(chosen.sizes, chosen.rules)
     memory = {name: (peak(mine), peak(other)) for name, mine, other in every}
     print(f"latents [{BATCH}, {POSITIONS}, {DIM}], {torch.get_num_threads()} threads")
     print(f"{'':28} {'peer ms':>9} {'ours ms':>9} {'ratio':>6} {'peer MB':>8} {'ours MB':>8}")

@@ -28,6 +28,7 @@ SMALL = {
     "rvq": {"codebook_size": 16, "stages": 3},
     "additive": {"codebook_size": 8, "codebooks": 2},
     "product": {"codebook_size": 16, "groups": 2},
+    "rotated_product": {"codebook_size": 16, "groups": 2},
     "fsq": {"levels": [5, 4, 3]},
     "lfq": {"bits": 4},
     "bsq": {"bits": 6, "per_code": 3},

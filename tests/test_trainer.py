@@ -204,7 +204,9 @@ def test_learning_rate(schedule):
         assert rates[79] == 1 > rates[80]
 
 
-@pytest.mark.parametrize("wrong", [{"steps": -1}, {"lr": -1}, {"ema": 1.0}, {"learning_rate": 1}, {"precision": "fp16"}])
+@pytest.mark.parametrize(
+    "wrong", [{"steps": -1}, {"lr": -1}, {"ema": 1.0}, {"learning_rate": 1}, {"precision": "fp16"}]
+)
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValidationError):
         config(**wrong)

@@ -19,8 +19,10 @@ from components.quantizers.vq import VQ
 from components.registry import Spec
 
 
-class OfUses(Quantizer):
-    """Without stored codebooks: only what is used is counted. A subclass calls `see` with its codes in training."""
+class Uses(nn.Module):
+    """Counts what is used of several codebooks. A subclass says their sizes once, and in training what it sees of each."""
+
+    codebook_sizes: tuple[int, ...]
 
     def count(self, sizes: Sequence[int]) -> None:
         self.codebook_sizes = tuple(sizes)
@@ -37,6 +39,10 @@ class OfUses(Quantizer):
     def after_step(self, step: int) -> None:
         for use in self.uses:
             use.take()
+
+
+class OfUses(Uses, Quantizer):
+    """Without stored codebooks: only what is used is counted."""
 
 
 class OfVQs(Quantizer):
